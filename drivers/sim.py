@@ -1,0 +1,148 @@
+"""The robot in MuJoCo: motors with delay and torque-speed limits, sensors with noise, a gantry.
+
+One control period of physics per write, never more: late ticks do not make the robot catch up.
+Motor gains are integrated implicitly (implicitfast), as a drive's own fast loop would act.
+"""
+
+from __future__ import annotations
+
+import time
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from drivers.gantry import Gantry
+from robot.messages import LowCmd, LowState, Mode, Truth
+from robot.model import Robot, compile_model
+from robot.runs import SimConfig
+
+FREE_POS, FREE_VEL = 7, 6  # the floating base comes first in qpos and qvel
+
+
+class SimDriver:
+    """A simulated robot.
+
+    Args:
+        robot: joints, limits, gantry.
+        config: noise, delay, limits, collisions.
+        period_ns: control period, a whole number of physics steps.
+        seed: of the sensor noise.
+    """
+
+    simulated = True
+
+    def __init__(self, robot: Robot, config: SimConfig, period_ns: int, seed: int) -> None:
+        self.robot, self.config = robot, config
+        self.physics_cpu_ns = 0
+        self.model = compile_model(robot, config.collisions)
+        self.model.opt.timestep = config.physics_dt
+        self.data = mujoco.MjData(self.model)
+        self._period_ns, self._time_ns = period_ns, 0
+        self._steps = round(period_ns * 1e-9 / config.physics_dt)
+        self._rng = np.random.default_rng(seed)
+        n = robot.num_joints
+        noise = config.noise
+        self._sigma = np.repeat(
+            [noise.joint_pos, noise.joint_vel, noise.imu_gyro, noise.imu_accel, noise.imu_quat / 2],
+            [n, n, 3, 3, 4],
+        )
+        self._noise = np.zeros_like(self._sigma)
+        self._pos, self._vel = self.data.qpos[FREE_POS:], self.data.qvel[FREE_VEL:]
+        self._accel = self.data.sensor("pelvis_accel").data
+        self._gain, self._bias = self.model.actuator_gainprm, self.model.actuator_biasprm
+        self._range = self.model.actuator_forcerange
+        self._fall = 1.0 / max(1e-6, 1.0 - config.corner_speed)
+        self._inverse_speed = 1.0 / robot.velocity_limit
+        delay_ticks = round(config.actuator_delay_ms * 1e6 / period_ns)
+        self._delayed: list[NDArray] = [np.zeros((5, n)) for _ in range(delay_ticks + 1)]
+        self._place()
+        self.gantry = Gantry(robot, self.model, self.data, period_ns * 1e-9)
+
+    def _place(self) -> None:
+        """Stand pose with the soles on the floor."""
+        mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[:FREE_POS] = (0, 0, 1, 1, 0, 0, 0)
+        self._pos[:] = self.robot.stand_joint_pos
+        mujoco.mj_forward(self.model, self.data)
+        self.data.qpos[2] -= lowest_foot_point(self.model, self.data)
+        mujoco.mj_forward(self.model, self.data)
+        self._delayed[0][0] = self._pos
+
+    def open(self) -> None:
+        """Nothing to connect to."""
+
+    def read(self, state: LowState) -> None:
+        """Measurements with noise; joint torques as the motors estimate them."""
+        data, n = self.data, self.robot.num_joints
+        noise = self._rng.standard_normal(out=self._noise)
+        np.multiply(noise, self._sigma, out=noise)
+        state.robot_time_ns = self._time_ns
+        np.add(self._pos, noise[:n], out=state.joint_pos)
+        np.add(self._vel, noise[n : 2 * n], out=state.joint_vel)
+        state.joint_effort[:] = data.qfrc_actuator[FREE_VEL:]
+        np.add(data.qvel[3:6], noise[2 * n : 2 * n + 3], out=state.imu_gyro)
+        np.add(self._accel, noise[2 * n + 3 : 2 * n + 6], out=state.imu_accel)
+        quat = data.qpos[3:7] + noise[2 * n + 6 :]
+        np.divide(quat, np.sqrt(quat.dot(quat)), out=state.imu_quat_wxyz)
+
+    def write(self, cmd: LowCmd) -> None:
+        """Apply the command that the delay lets through, and advance physics by one period."""
+        begin = time.thread_time_ns()
+        newest = self._delayed.pop()
+        for row, name in enumerate(_ROWS):
+            newest[row] = getattr(cmd, name)
+        self._delayed.insert(0, newest)
+        self._drive(self._delayed[-1])
+        self.gantry.apply(Mode(cmd.mode), self._time_ns * 1e-9)
+        for _ in range(self._steps):
+            mujoco.mj_step(self.model, self.data)
+        self._time_ns += self._period_ns
+        self.physics_cpu_ns += time.thread_time_ns() - begin
+
+    def _drive(self, rows: NDArray) -> None:
+        """Motor torque = kp (q* - q) + kd (dq* - dq) + ff within the torque-speed curve."""
+        target, velocity, effort, stiffness, damping = rows
+        self._gain[:, 0] = stiffness
+        self._bias[:, 1] = -stiffness
+        self._bias[:, 2] = -damping
+        self.data.ctrl[:] = target
+        if velocity.any() or effort.any():
+            self.data.qfrc_applied[FREE_VEL:] = damping * velocity + effort
+        else:
+            self.data.qfrc_applied[FREE_VEL:] = 0.0
+        # Above the corner speed torque in the direction of motion falls to 0 at the speed limit.
+        share = np.multiply(self._vel, self._inverse_speed)
+        limit = self.robot.effort_limit
+        self._range[:, 1] = limit * np.clip((1.0 - share) * self._fall, 0.0, 1.0)
+        self._range[:, 0] = -limit * np.clip((1.0 + share) * self._fall, 0.0, 1.0)
+
+    def truth(self, truth: Truth) -> bool:
+        """The world as it is, without noise."""
+        data = self.data
+        truth.sim_time_ns = self._time_ns
+        truth.support_force, truth.released = self.gantry.support_force, self.gantry.released
+        truth.base_pos_w[:] = data.qpos[:3]
+        truth.base_quat_wxyz[:] = data.qpos[3:7]
+        truth.base_lin_vel_w[:] = data.qvel[:3]
+        truth.base_ang_vel_b[:] = data.qvel[3:6]
+        truth.joint_pos[:] = self._pos
+        return True
+
+    def close(self) -> None:
+        """Nothing to let go."""
+
+
+_ROWS = ("joint_pos_target", "joint_vel_target", "effort_ff", "stiffness", "damping")
+
+
+def lowest_foot_point(model: mujoco.MjModel, data: mujoco.MjData) -> float:
+    """Height of the lowest point of all foot capsules above the world's origin, in m."""
+    lowest = np.inf
+    for i in range(model.ngeom):
+        if "foot" not in model.geom(i).name or model.geom_type[i] != mujoco.mjtGeom.mjGEOM_CAPSULE:
+            continue
+        radius, half = model.geom_size[i, :2]
+        axis_z = data.geom_xmat[i].reshape(3, 3)[2, 2]
+        lowest = min(lowest, data.geom_xpos[i, 2] - radius - half * abs(axis_z))
+    return float(lowest)

@@ -1,0 +1,243 @@
+"""Joins processes: one ZeroMQ PUB socket per topic on ipc, in a private directory.
+
+Each topic has one publisher, held by a file lock: a second is refused, and a crashed one's stale
+endpoint is taken over. A frame that is not exactly one of ours is counted and dropped, never raised.
+The checks (`Inbox`) and the numbering (`Outbox`) know no socket, so lockstep runs the same ones.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import stat
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import zmq
+
+from robot.config import UserError
+from robot.messages import Codec, Message
+
+LONGEST_IPC_PATH = 107  # sun_path of Linux, less the terminating NUL
+MAX_FRAME = 64 * 1024  # what a stranger may send on a control topic before being cut off
+QUEUE = 64  # messages per pipe; readers of the newest drain it, age is checked
+QUEUE_ALL = 20_000  # for readers that want every message
+MAX_INSTANCES = 64  # publishers remembered per inbox; more is a flood
+
+
+class Outbox:
+    """Numbers the messages of one publisher of one topic.
+
+    Args:
+        codec: layout of the topic.
+        instance: this run of the publisher; random on the bus, seeded in lockstep.
+    """
+
+    def __init__(self, codec: Codec, instance: int) -> None:
+        self.codec, self.instance, self.seq = codec, instance, 0
+
+    def stamp(self, message: Message, stamp_ns: int) -> int:
+        """Write instance, the next seq and the time into the header; returns seq."""
+        self.seq += 1
+        message.stamp(self.instance, self.seq, stamp_ns)
+        return self.seq
+
+
+class Inbox:
+    """Checks frames of one or more layouts and keeps count of what it refused and missed.
+
+    Args:
+        codecs: the layouts that may arrive.
+    """
+
+    def __init__(self, codecs: Iterable[Codec]) -> None:
+        self.drops: Counter[str] = Counter()  # cause: length, encoding, schema, robot, count, old
+        self.received = 0
+        self.missed = 0  # gaps in seq
+        self._by_size: dict[int, list[Codec]] = {}
+        self._by_schema: dict[bytes, tuple[Codec, list[Message]]] = {}
+        for codec in {c.schema_hash: c for c in codecs}.values():
+            self._by_size.setdefault(codec.size, []).append(codec)
+            key = codec.schema_hash.to_bytes(8, "little")
+            self._by_schema[key] = (codec, [codec.new(), codec.new()])
+        self._last: dict[tuple[int, int], int] = {}  # (schema, instance) -> seq
+
+    def accept(self, frame: memoryview, length: int) -> Message | None:
+        """The message in `frame[:length]`, or None if it is refused (and counted).
+
+        The message is valid until the second next one of its type is accepted: two buffers take
+        turns. `length` may exceed the frame: then it was cut on receipt and is refused.
+        """
+        known = self._by_schema.get(bytes(frame[4:12])) if length <= len(frame) else None
+        if known is None:
+            return self._drop("schema" if length in self._by_size else "length")
+        codec, turns = known
+        if cause := codec.refusal(frame, length):
+            return self._drop(cause)
+        message = turns[0]
+        memoryview(message.buffer)[4 : 4 + length] = frame[:length]
+        key, seq = (codec.schema_hash, message.instance), message.seq
+        last = self._last.get(key)
+        if last is None:
+            if len(self._last) >= MAX_INSTANCES:
+                self._last.pop(next(iter(self._last)))
+        elif seq <= last:
+            return self._drop("old")
+        else:
+            self.missed += seq - last - 1
+        self._last[key] = seq
+        self.received += 1
+        turns.reverse()
+        return message
+
+    def _drop(self, cause: str) -> None:
+        self.drops[cause] += 1
+
+
+class Publisher:
+    """The one sender of a topic.
+
+    Raises:
+        UserError: another process publishes this topic, or the path is too long.
+    """
+
+    def __init__(self, context: zmq.Context, directory: Path, topic: str, codec: Codec) -> None:
+        self.topic, self.outbox = topic, Outbox(codec, secrets.randbits(63) | 1)
+        self._lock = lock_file(directory / f"{topic}.lock", f"topic {topic!r} has a publisher")
+        path = endpoint(directory, topic)
+        # We hold the lock, so what lies there was left by a killed run.
+        path.unlink(missing_ok=True)
+        self.socket = context.socket(zmq.PUB)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.SNDHWM, QUEUE_ALL)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+        self.socket.bind(f"ipc://{path}")
+
+    def send(self, message: Message, stamp_ns: int) -> int:
+        """Number, stamp and send; never blocks (a slow subscriber loses messages). Returns seq."""
+        seq = self.outbox.stamp(message, stamp_ns)
+        self.socket.send(message.payload, zmq.NOBLOCK)
+        return seq
+
+    def repeat(self, message: Message) -> None:
+        """Send again what was sent before, unchanged: who has it drops it as old."""
+        self.socket.send(message.payload, zmq.NOBLOCK)
+
+    def close(self) -> None:
+        """Close the socket and give the topic free."""
+        self.socket.close()
+        os.close(self._lock)
+
+
+class Subscriber:
+    """Receives one or more topics through one socket; connects before or after the publisher.
+
+    Args:
+        every: keep a long queue (recorder) instead of a short one (newest wins).
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context,
+        directory: Path,
+        codecs: Mapping[str, Codec],
+        every: bool = False,
+    ) -> None:
+        self.inbox = Inbox(codecs.values())
+        # An oversized frame is cut here and refused by its length; MAXMSGSIZE would instead close
+        # the connection for good, so it is left to the sockets that strangers could reach.
+        self._frame = memoryview(np.zeros(MAX_FRAME, np.uint8))
+        self.socket = context.socket(zmq.SUB)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.RCVHWM, QUEUE_ALL if every else QUEUE)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
+        self.socket.setsockopt(zmq.SUBSCRIBE, b"")
+        for topic in codecs:
+            self.socket.connect(f"ipc://{endpoint(directory, topic)}")
+
+    def wait(self, timeout_ms: int) -> bool:
+        """Block until something arrives, at most `timeout_ms`; True if something did."""
+        return bool(self.socket.poll(timeout_ms))
+
+    def receive(self) -> Message | None:
+        """The next good message, or None when nothing is left. Never blocks, never raises."""
+        # Asking EVENTS costs a third of a receive that raises Again.
+        while self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+            length = self.socket.recv_into(self._frame, flags=zmq.NOBLOCK)
+            if message := self.inbox.accept(self._frame, length):
+                return message
+        return None
+
+    def newest(self) -> Message | None:
+        """Drain the queue; the last good message, or None if none arrived."""
+        last = None
+        while message := self.receive():
+            last = message
+        return last
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()
+
+
+def endpoint(directory: Path, topic: str) -> Path:
+    """Socket file of a topic.
+
+    Raises:
+        UserError: the path is longer than an ipc path may be.
+    """
+    path = directory / f"{topic}.ipc"
+    if len(os.fsencode(path)) > LONGEST_IPC_PATH:
+        raise UserError(
+            f"{path}: {len(os.fsencode(path))} characters, an ipc path may have "
+            f"{LONGEST_IPC_PATH}; choose a shorter runtime directory (PLEXUS_RUNTIME_DIR)"
+        )
+    return path
+
+
+def runtime_directory() -> Path:
+    """The private directory that holds endpoints and locks; made if need be, always mode 0700.
+
+    PLEXUS_RUNTIME_DIR, else XDG_RUNTIME_DIR/plexus, else /tmp/plexus-<user id>.
+
+    Raises:
+        UserError: it is a link, belongs to somebody else, or others may enter it.
+    """
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    default = Path(base) / "plexus" if base else Path(f"/tmp/plexus-{os.getuid()}")
+    path = Path(os.environ.get("PLEXUS_RUNTIME_DIR", default))
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = path.lstat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be the runtime directory: {error.strerror}") from None
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+        raise UserError(
+            f"{path}: got owner {info.st_uid}, mode {stat.filemode(info.st_mode)}; expected a "
+            f"directory of user {os.getuid()} that nobody else may enter (drwx------)"
+        )
+    return path
+
+
+def lock_file(path: Path, held: str) -> int:
+    """Lock `path` for this process's life; returns the descriptor that holds it.
+
+    The kernel gives it free when the process dies, however it dies.
+
+    Raises:
+        UserError: another process holds it; says `held` and that process's id.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise UserError(f"{path}: {held} already, process {holder}") from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor

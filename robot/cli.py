@@ -1,0 +1,505 @@
+"""The `plexus` command: one function per subcommand; a user's mistake is one sentence, exit code 2."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from robot.config import UserError, listing
+from robot.runs import RunConfig, load_run
+
+HOW_TO_IMPORT = (
+    "no policy: the robot stands up on its gantry and stays there. Import a public one with "
+    "`plexus policy import FILE`, then `plexus run sim --policy FILE.plexus.onnx`"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run the robot, in simulation or in reality, until q, Ctrl-C or --seconds."""
+
+    run: tyro.conf.Positional[str] = "sim"
+    """a name under configs/runs, or a YAML file"""
+    policy: Path | None = None
+    """policy file; without one the robot stands on its gantry"""
+    seconds: float | None = None
+    """end after this long"""
+    headless: bool = False
+    """no keys, no table, no window"""
+    command: str | None = None
+    """vx,vy,yaw_rate to command all the time, in m/s, m/s, rad/s; e.g. 0.5,0,0"""
+    json: Path | None = None
+    """write the run's figures to this file"""
+    video: Path | None = None
+    """write a clip of the robot (simulation, where GL exists)"""
+    seed: int | None = None
+    """seed of the sensor noise"""
+    collisions: Literal["full", "feet"] | None = None
+    """collision geometry of the simulation"""
+    lockstep: bool = False
+    """one process on simulated time: deterministic, faster than real time"""
+    filter: bool = True
+    """the safety filter; --no-filter only in lockstep, to compare"""
+    provider: Literal["cpu", "cuda", "tensorrt"] | None = None
+    """what computes the policy"""
+    timing_factor: float | None = None
+    """multiplies gap and age limits; simulation only"""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Show the processes of the run that is going on."""
+
+    json: bool = False
+    """as JSON: name, pid, state"""
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Show the table of topics."""
+
+    json: bool = False
+    """as JSON"""
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Print messages of a topic of the run that is going on."""
+
+    topic: tyro.conf.Positional[str]
+    """a name from `plexus topics`"""
+    count: int | None = None
+    """end after so many messages"""
+    seconds: float | None = None
+    """end after this long"""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure this machine: ours against a floor of the same run, interleaved."""
+
+    json: Path | None = None
+    """write the rows to this file"""
+    policy: Path | None = None
+    """policy for `path` and `inference`; without one a network of the same size is made"""
+    seconds: float = 60.0
+    """for everything together"""
+    only: tuple[str, ...] = ()
+    """names of the rows to measure"""
+
+
+@dataclass(frozen=True)
+class PolicyImport:
+    """Turn a policy of another project into ours: raw measurements in, joint targets out."""
+
+    file: tyro.conf.Positional[Path]
+    """their file"""
+    out: Path | None = None
+    """ours; default: their name with .plexus.onnx, in the current folder"""
+    name: str | None = None
+    """name in the manifest"""
+    robot: str = "g1"
+    """robot it is for"""
+
+
+@dataclass(frozen=True)
+class PolicyShow:
+    """Print what a policy file says of itself."""
+
+    file: tyro.conf.Positional[Path]
+    """our policy file"""
+
+
+@dataclass(frozen=True)
+class PolicyCheck:
+    """Check a policy file against a robot and run its test vectors."""
+
+    file: tyro.conf.Positional[Path]
+    """our policy file"""
+    robot: str = "g1"
+    """robot it is for"""
+
+
+PolicyCommand = (
+    Annotated[PolicyImport, tyro.conf.subcommand("import")]
+    | Annotated[PolicyShow, tyro.conf.subcommand("show")]
+    | Annotated[PolicyCheck, tyro.conf.subcommand("check")]
+)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Import, show and check policy files."""
+
+    action: PolicyCommand = field()
+
+
+Command = (
+    Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Nodes, tyro.conf.subcommand("nodes")]
+    | Annotated[Topics, tyro.conf.subcommand("topics")]
+    | Annotated[Echo, tyro.conf.subcommand("echo")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Policy, tyro.conf.subcommand("policy")]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, and turn a user's mistake into one sentence."""
+    command = tyro.cli(
+        Command,
+        prog="plexus",
+        description="A runtime for humanoid robots.",
+        args=arguments,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+    )
+    try:
+        return RUNNERS[type(command)](command)
+    except UserError as error:
+        print(f"plexus: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+
+
+# --- run ----------------------------------------------------------------------------------------
+
+
+def run(args: Run) -> int:
+    """`plexus run`: lockstep in this process, or the nodes in theirs."""
+    config = load_run(args.run, _overrides(args))
+    if not args.filter and not args.lockstep:
+        raise UserError("--no-filter: the safety filter can be switched off in --lockstep only")
+    if not config.simulated and args.lockstep:
+        raise UserError(f"--lockstep: driver {config.driver!r} is no simulation")
+    _check_writable(args.json, args.video)
+    if config.policy is not None:
+        _check_policy(config)
+    else:
+        print(f"plexus: {HOW_TO_IMPORT}", file=sys.stderr)
+    result = _run_lockstep(args, config) if args.lockstep else _run_nodes(args, config)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    _print_summary(result)
+    return 0
+
+
+def _overrides(args: Run) -> dict[str, Any]:
+    """Top-level keys of the run file that the command line replaces."""
+    from robot.config import parse_yaml, read_text
+    from robot.runs import run_path
+
+    path = run_path(args.run)
+    data, _ = parse_yaml(read_text(path), path)
+    out: dict[str, Any] = {
+        name: value
+        for name in ("seed", "provider", "timing_factor")
+        if (value := getattr(args, name)) is not None
+    }
+    if args.policy is not None:
+        out["policy"] = str(args.policy.expanduser().absolute())
+    operator = dict(data.get("operator") or {})
+    if args.command is not None:
+        operator["velocity"] = parse_velocity(args.command)
+    if args.headless:
+        operator["keyboard"] = False
+        out["viewer"] = False
+    out["operator"] = operator
+    if args.collisions:
+        out["sim"] = {**(data.get("sim") or {}), "collisions": args.collisions}
+    return out
+
+
+def parse_velocity(text: str) -> list[float]:
+    """'0.5,0,0' to [vx, vy, yaw rate].
+
+    Raises:
+        UserError: not three finite numbers.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != 3 or not all(abs(v) < 100.0 for v in values):
+        raise UserError(
+            f"--command: got {text!r}, expected three numbers vx,vy,yaw_rate in m/s, m/s, rad/s, "
+            "for example 0.5,0,0"
+        )
+    return values
+
+
+def _check_writable(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UserError(f"{path}: the folder {path.absolute().parent} does not exist")
+
+
+def _check_policy(config: RunConfig) -> None:
+    """Refuse a bad policy before any process starts."""
+    from policies.manifest import check_policy, read_policy
+    from robot.model import load_robot
+
+    assert config.policy is not None
+    check_policy(read_policy(config.policy), load_robot(config.robot), config.control_hz)
+
+
+def _run_lockstep(args: Run, config: RunConfig) -> dict[str, Any]:
+    from robot.model import load_robot
+    from robot.pilot import load_pilot
+    from sim2real.lockstep import Lockstep, LockstepOptions, walk
+
+    robot = load_robot(config.robot)
+    pilot = load_pilot(config, robot) if config.policy is not None else None
+    options = LockstepOptions(filtered=args.filter)
+    velocity = config.operator.velocity or (0.0, 0.0, 0.0)
+    poses: list[tuple[float, Any]] = []
+    lockstep = Lockstep(config, pilot, velocity, options, robot=robot)
+    if args.video:
+        lockstep.on_truth = lambda truth: poses.append(truth_pose(truth))
+    result = walk(lockstep, args.seconds or 20.0)
+    result["provider"] = pilot.session.provider if pilot else None
+    _write_video(args, config, poses, result)
+    return result
+
+
+def _run_nodes(args: Run, config: RunConfig) -> dict[str, Any]:
+    from robot.messages import Message, Truth
+    from robot.nodes import Manager
+
+    live = config.operator.keyboard and sys.stdin.isatty()
+    manager = Manager(config, live)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(manager, "stopping", True))
+    poses: list[tuple[float, Any]] = []
+
+    def keep_pose(message: Message) -> None:
+        if isinstance(message, Truth):
+            poses.append(truth_pose(message))
+
+    if args.video:
+        manager.on_message = keep_pose
+    begin = time.monotonic()
+    try:
+        manager.start()
+        begin = time.monotonic()
+        manager.watch(args.seconds)
+    finally:
+        elapsed = time.monotonic() - begin
+        manager.stop()
+        manager.close()
+    result = manager.summary.to_dict()
+    _add_rates(result, manager, elapsed)
+    _write_video(args, config, poses, result)
+    return result
+
+
+def _add_rates(result: dict[str, Any], manager: Any, elapsed: float) -> None:
+    info = manager.policy_info
+    result["provider"] = info.provider if info is not None else None
+    result["policy"] = info.name if info is not None else None
+    result["seconds"] = round(elapsed, 3)
+    result["nodes"] = {name: child.state for name, child in manager.children.items()}
+    if control := result.get("control"):
+        control["rate_hz"] = round(control["executed_ticks"] / elapsed, 1)
+        result["pilot"] = {"rate_hz": round(result["policy_ticks"] / elapsed, 1)}
+
+
+def truth_pose(truth: Any) -> tuple[float, Any]:
+    """(seconds, qpos) of a truth message, for rendering."""
+    import numpy as np
+
+    parts = (truth.base_pos_w, truth.base_quat_wxyz, truth.joint_pos)
+    return truth.sim_time_ns * 1e-9, np.concatenate(parts)
+
+
+def _write_video(
+    args: Run, config: RunConfig, poses: list[tuple[float, Any]], result: dict[str, Any]
+) -> None:
+    if args.video is None:
+        return
+    from robot.model import load_robot
+    from robot.video import write_clip
+
+    result["video"] = write_clip(args.video, load_robot(config.robot), poses)
+
+
+def _print_summary(result: dict[str, Any]) -> None:
+    """What a person wants to know of a run, in a few lines."""
+    modes = "  ".join(f"{seconds:.1f}s {name}" for seconds, name in result["modes"])
+    print(f"modes      {modes or '-'}")
+    if result.get("mean_velocity_b"):
+        vx, vy, yaw = result["mean_velocity_b"]
+        print(f"walked     {vx:+.3f} {vy:+.3f} m/s, {yaw:+.3f} rad/s (heading frame)")
+    print(f"fell       {'YES' if result['fell'] else 'no'}")
+    gantry = result["gantry"]
+    if gantry["release_time_s"] is not None:
+        print(
+            f"gantry     let go at {gantry['release_time_s']:.1f} s (simulated), "
+            f"carried {gantry['support_force_max_n']:.0f} N at most"
+        )
+    if control := result.get("control"):
+        late, cpu = control["lateness_us"], control["cpu_us"]
+        print(
+            f"control    {control.get('rate_hz', 0):.1f} Hz, {control['skipped_ticks']} skipped, "
+            f"late p50 {late['p50']:.0f} us p99 {late['p99']:.0f} us max {late['max']:.0f} us, "
+            f"CPU p50 {cpu['p50']:.0f} us a tick"
+        )
+    if result.get("path_us") and isinstance(result["path_us"], dict):
+        print(
+            f"path       sensing to target p50 {result['path_us']['p50']:.0f} us, "
+            f"sensing to write p50 {result['write_us']['p50']:.0f} us"
+        )
+    if "realtime_factor" in result:
+        print(f"lockstep   {result['realtime_factor']:.1f} x real time")
+        print(f"stream     sha256 {result['stream_sha256']}")
+    print(f"faults     {', '.join(result['faults']) or 'none'}")
+    for reason in result["reasons"]:
+        print(f"           {reason}")
+    print(f"timing     factor {result['timing_factor']:g}")
+    if result.get("video"):
+        print(f"video      {result['video']}")
+
+
+# --- looking at a run ---------------------------------------------------------------------------
+
+
+def nodes(args: Nodes) -> int:
+    """`plexus nodes`."""
+    from robot.bus import runtime_directory
+    from robot.nodes import NODES, read_state
+
+    rows = read_state(runtime_directory())
+    if args.json:
+        print(json.dumps(rows))
+        return 0
+    docs = {row.name: row.doc for row in NODES} | {"manager": "starts, watches, stops the others"}
+    table = Table("node", "pid", "state", "what it does")
+    for row in rows:
+        table.add_row(row["name"], str(row["pid"] or "-"), row["state"], docs[row["name"]])
+    Console().print(table)
+    return 0
+
+
+def topics(args: Topics) -> int:
+    """`plexus topics`."""
+    from robot.topics import TOPICS
+
+    if args.json:
+        rows = [
+            {"name": t.name, "message": t.message.__name__, "rate": t.rate,
+             "publisher": t.publisher, "logged": t.logged}
+            for t in TOPICS
+        ]  # fmt: skip
+        print(json.dumps(rows))
+        return 0
+    table = Table("topic", "message", "rate", "publisher", "logged", "what it is")
+    for t in TOPICS:
+        logged = "yes" if t.logged else "no"
+        table.add_row(t.name, t.message.__name__, t.rate, t.publisher, logged, t.doc)
+    Console().print(table)
+    return 0
+
+
+def echo(args: Echo) -> int:
+    """`plexus echo TOPIC`: one JSON object per message."""
+    import zmq
+
+    from robot.bus import Subscriber, runtime_directory
+    from robot.model import load_robot
+    from robot.node import RUN_FILE
+    from robot.topics import TOPICS, make_codecs
+
+    names = [t.name for t in TOPICS]
+    if args.topic not in names:
+        raise UserError(f"topic {args.topic!r} is unknown; available: {listing(names, 99)}")
+    directory = runtime_directory()
+    run_file = directory / RUN_FILE
+    if not run_file.exists():
+        raise UserError("no run is going on here; start one with `plexus run sim`")
+    config = RunConfig.model_validate_json(run_file.read_text())
+    codec = make_codecs(load_robot(config.robot))[args.topic]
+    subscriber = Subscriber(zmq.Context(), directory, {args.topic: codec}, every=True)
+    end = None if args.seconds is None else time.monotonic() + args.seconds
+    left = args.count
+    try:
+        while left != 0 and (end is None or time.monotonic() < end):
+            subscriber.wait(50)
+            while left != 0 and (message := subscriber.receive()):
+                print(json.dumps(message.to_dict()), flush=True)
+                left = None if left is None else left - 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+# --- policies, bench ----------------------------------------------------------------------------
+
+
+def policy(args: Policy) -> int:
+    """`plexus policy import|show|check`."""
+    return RUNNERS[type(args.action)](args.action)
+
+
+def policy_import(args: PolicyImport) -> int:
+    """Import, check and test before anything is written."""
+    from policies.importers import import_policy
+    from policies.manifest import check_policy, pack_policy, write_policy
+    from policies.session import PolicySession, verify_golden
+    from robot.model import load_robot
+
+    robot = load_robot(args.robot)
+    model, manifest = import_policy(args.file, robot, args.name)
+    out = args.out or Path(f"{args.file.stem}.plexus.onnx")
+    packed = pack_policy(model, manifest, out)
+    check_policy(packed, robot)
+    worst = verify_golden(PolicySession(packed), packed.manifest)
+    write_policy(out, model, manifest)
+    print(f"{out}: {manifest.name}, imported from {args.file.name}; test vectors within {worst:.1e}")
+    print(f"run it: plexus run sim --policy {out}")
+    return 0
+
+
+def policy_show(args: PolicyShow) -> int:
+    """Print the manifest for people."""
+    from policies.manifest import describe, read_policy
+
+    print(describe(read_policy(args.file)))
+    return 0
+
+
+def policy_check(args: PolicyCheck) -> int:
+    """Loader's checks, robot's checks, test vectors."""
+    from policies.manifest import check_policy, read_policy
+    from policies.session import PolicySession, verify_golden
+    from robot.model import load_robot
+
+    file = read_policy(args.file)
+    check_policy(file, load_robot(args.robot))
+    worst = verify_golden(PolicySession(file), file.manifest)
+    print(f"{args.file}: fits {args.robot}; test vectors within {worst:.1e}")
+    return 0
+
+
+def bench(args: Bench) -> int:
+    """`plexus bench`."""
+    from robot.bench import main as measure
+
+    return measure(args.json, args.policy, args.seconds, args.only)
+
+
+RUNNERS: dict[type, Any] = {
+    Run: run, Nodes: nodes, Topics: topics, Echo: echo, Bench: bench, Policy: policy,
+    PolicyImport: policy_import, PolicyShow: policy_show, PolicyCheck: policy_check,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Reads YAML strictly into typed records; an error names file, line, key, got and expected."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONFIGS = REPOSITORY / "configs"
+
+
+class UserError(Exception):
+    """A mistake of the user, in one sentence: where, got, expected, available; no traceback."""
+
+
+class Strict(BaseModel):
+    """Base of every configuration record: frozen, unknown keys refused, no silent conversion.
+
+    Ints are accepted where floats are expected; NaN and infinity are refused everywhere.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def load_yaml(path: Path, model: type[ModelT], overrides: dict[str, Any] | None = None) -> ModelT:
+    """Read a YAML file into `model`.
+
+    Args:
+        path: a regular file.
+        model: the pydantic record that the file must fit.
+        overrides: top-level values that replace the file's (from the command line).
+
+    Raises:
+        UserError: missing file, broken YAML, doubled or unknown key, wrong type, unit or range.
+    """
+    data, lines = parse_yaml(read_text(path), path)
+    for key, value in (overrides or {}).items():
+        data[key] = value
+    return check(data, model, where=str(path), lines=lines)
+
+
+def check(
+    data: Any, model: type[ModelT], where: str, lines: dict[tuple, int] | None = None
+) -> ModelT:
+    """Validate plain data against `model`; the first mistake becomes one UserError."""
+    try:
+        # JSON mode: lists may fill tuples and strings enumerations, while types stay strict.
+        return model.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        raise UserError(_explain(error, model, where, lines or {})) from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file, or a UserError that lists the files beside it."""
+    if not path.exists():
+        near = sorted(p.name for p in path.parent.glob(f"*{path.suffix}")) if path.suffix else []
+        raise UserError(f"{path}: no such file; available there: {listing(near)}")
+    if not path.is_file():
+        raise UserError(f"{path}: not a regular file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text: {error}") from None
+
+
+def parse_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[tuple, int]]:
+    """Parse a YAML mapping; returns it with the line (from 1) of every key path."""
+    lines: dict[tuple, int] = {}
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = _construct(node, (), lines, path) if node is not None else {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}{line}: not valid YAML: {problem}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: got a {type(data).__name__}, expected a mapping of keys")
+    return data, lines
+
+
+def _construct(node: yaml.Node, at: tuple, lines: dict[tuple, int], path: Path) -> Any:
+    """Build plain data from a YAML node; unlike PyYAML it refuses doubled keys."""
+    lines[at] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        result: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = _scalar(key_node)
+            if key in result:
+                line = key_node.start_mark.line + 1
+                raise UserError(f"{path}:{line}: key {key!r} is given twice")
+            result[key] = _construct(value_node, (*at, key), lines, path)
+            lines[(*at, key)] = key_node.start_mark.line + 1
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(n, (*at, i), lines, path) for i, n in enumerate(node.value)]
+    return _scalar(node)
+
+
+def _scalar(node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    return loader.construct_object(node, deep=True)
+
+
+def _explain(
+    error: ValidationError, model: type[BaseModel], where: str, lines: dict[tuple, int]
+) -> str:
+    first = error.errors(include_url=False)[0]
+    at = tuple(first["loc"])
+    known = next((lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), None)
+    place = f"{where}:{known}" if known and at else where
+    key = ".".join(str(part) for part in at) or "(whole file)"
+    got = first.get("input")
+    match first["type"]:
+        case "extra_forbidden":
+            names = _keys_at(model, at[:-1])
+            close = difflib.get_close_matches(str(at[-1]), names, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            return f"{place}: {key}: unknown key{hint}; available: {listing(names)}"
+        case "missing":
+            return f"{place}: {key}: missing; expected a value here"
+        case "value_error":
+            return f"{place}: {key}: {first['ctx']['error']}"
+        case _:
+            expected = first["msg"].replace("Input should be", "expected").strip()
+            return f"{place}: {key}: got {short(got)}, {expected}"
+
+
+def _keys_at(model: type[BaseModel], at: tuple) -> list[str]:
+    """Field names of the record that `at` leads to (indices and mapping keys are passed over)."""
+    current: Any = model
+    for part in at:
+        fields = getattr(current, "model_fields", {})
+        if part in fields:
+            current = _record_in(fields[part].annotation) or current
+    return list(getattr(current, "model_fields", {}))
+
+
+def _record_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if found := _record_in(inner):
+            return found
+    return None
+
+
+def short(value: Any, width: int = 60) -> str:
+    """repr of a value, cut to `width` characters."""
+    text = repr(value)
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def listing(names: Iterable[str], most: int = 12) -> str:
+    """'a, b, c and 5 more', or 'nothing'."""
+    names = list(names)
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

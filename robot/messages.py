@@ -1,0 +1,541 @@
+"""Declares every message once; the declaration yields dtype, ROS 2 text, schema hash and CDR bytes.
+
+A message is a fixed-size record whose memory **is** its CDR encoding (little-endian, plain CDR), so
+publishing, logging and reading copy bytes and run no serialiser. Offsets follow CDR, which is not
+the C layout: `numpy`'s align=True would be wrong. Arrays over joints are CDR sequences whose length
+is fixed when the robot is known; text is a CDR string of constant length, padded with spaces.
+
+It does not know sockets (bus.py) or which topic carries what (topics.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+PACKAGE = "plexus"
+ENCAPSULATION = b"\x00\x01\x00\x00"  # plain CDR, little-endian
+CDR_SIZE = {
+    "uint8": 1, "uint32": 4, "int32": 4, "float32": 4, "uint64": 8, "int64": 8, "float64": 8,
+}  # fmt: skip
+STRUCT_CODE = {
+    "uint8": "B", "uint32": "I", "int32": "i", "float32": "f", "uint64": "Q", "int64": "q",
+    "float64": "d",
+}  # fmt: skip
+
+
+class Mode(IntEnum):
+    """What control does with the motors (faults.md 3.1)."""
+
+    PASSIVE = 0
+    DAMP = 1
+    STANDUP = 2
+    STAND = 3
+    POLICY = 4
+    HOLD = 5
+    SOFT_STOP = 6
+    FAULT = 7
+    ESTOP = 8
+
+
+class Ask(IntEnum):
+    """What an operator may request."""
+
+    NONE = 0
+    ACQUIRE = 1
+    RELEASE = 2
+    ARM = 3
+    DISARM = 4
+    STAND_UP = 5
+    START_POLICY = 6
+    HOLD = 7
+    ENGAGE = 8
+    STAND = 9
+    SOFT_STOP = 10
+    ESTOP = 11
+    RESET = 12
+
+
+class _Field:
+    """One field of a message: ROS type, shape, unit, frame and a sentence.
+
+    Args:
+        type: a ROS 2 primitive, or "string".
+        shape: () for a scalar, an int for a fixed array, a dimension's name for a sequence.
+    """
+
+    def __init__(
+        self, type: str, shape: int | str | tuple[()], doc: str, unit: str = "", frame: str = ""
+    ) -> None:
+        self.type, self.shape, self.doc, self.unit, self.frame = type, shape, doc, unit, frame
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+
+class Scalar(_Field):
+    """A number; read and written as an attribute of the message."""
+
+    def __init__(self, type: str, doc: str, unit: str = "", frame: str = "") -> None:
+        super().__init__(type, (), doc, unit, frame)
+
+    @overload
+    def __get__(self, message: None, owner: type) -> Scalar: ...
+    @overload
+    def __get__(self, message: Message, owner: type) -> Any: ...
+    def __get__(self, message: Message | None, owner: type) -> Any:
+        return self if message is None else message.scalars[self.name][0]
+
+    def __set__(self, message: Message, value: float) -> None:
+        message.scalars[self.name][0] = value
+
+
+class Array(_Field):
+    """A run of numbers; the attribute is a NumPy view into the message's memory."""
+
+    # No __set__: the view lies in the instance's __dict__ and is found there first, at full speed.
+    @overload
+    def __get__(self, message: None, owner: type) -> Array: ...
+    @overload
+    def __get__(self, message: Message, owner: type) -> NDArray[Any]: ...
+    def __get__(self, message: Message | None, owner: type) -> Any:
+        return self
+
+
+class Text(_Field):
+    """A string of constant length, padded with spaces; longer text is cut."""
+
+    def __init__(self, length: int, doc: str) -> None:
+        super().__init__("string", length, doc)
+
+    @overload
+    def __get__(self, message: None, owner: type) -> Text: ...
+    @overload
+    def __get__(self, message: Message, owner: type) -> str: ...
+    def __get__(self, message: Message | None, owner: type) -> Any:
+        if message is None:
+            return self
+        return bytes(message.texts[self.name]).decode("ascii", "replace").rstrip()
+
+    def __set__(self, message: Message, value: str) -> None:
+        view = message.texts[self.name]
+        printable = value.encode("ascii", "replace")[: len(view)].replace(b"\0", b"?")
+        view[:] = printable.ljust(len(view))
+
+
+class Message:
+    """A record and the memory that is its wire form. Make one with `Codec.new`."""
+
+    enums: ClassVar[Mapping[str, type[IntEnum]]] = {}
+
+    schema_hash = Scalar("uint64", "layout of this message; another hash is another message")
+    robot_id = Scalar("uint64", "robot this is about; others drop it")
+    instance = Scalar("uint64", "run of the publisher; a restart legally restarts seq")
+    seq = Scalar("uint64", "counts up by one per message of this instance")
+    stamp_ns = Scalar("int64", "when the content was measured or decided", "ns", "monotonic")
+
+    scalars: dict[str, memoryview]
+    texts: dict[str, memoryview]
+
+    def __init__(self, codec: Codec[Any]) -> None:
+        # The body starts at byte 8 of an aligned buffer, the CDR header sits right before it.
+        self.codec = codec
+        self.buffer = np.zeros(8 + codec.body_size, np.uint8)
+        self.payload = memoryview(self.buffer)[4:]
+        body = memoryview(self.buffer)[8:]
+        self.scalars, self.texts = {}, {}
+        for slot in codec.slots:
+            part = body[slot.offset : slot.offset + slot.nbytes]
+            if slot.kind == "scalar":
+                self.scalars[slot.name] = part.cast("B").cast(STRUCT_CODE[slot.type])
+            elif slot.kind == "text":
+                self.texts[slot.name] = part[:-1]  # the last byte stays NUL
+            else:
+                self.__dict__[slot.name] = np.frombuffer(part, CDR_DTYPE[slot.type])
+
+    @property
+    def record(self) -> NDArray[Any]:
+        """() structured view of the memory, with the codec's dtype."""
+        return self.buffer[8:].view(self.codec.dtype)[0]
+
+    def stamp(self, instance: int, seq: int, stamp_ns: int) -> None:
+        """Fill the part of the header that changes from message to message."""
+        _STAMP.pack_into(self.buffer, 8 + 16, instance, seq, stamp_ns)
+
+    def copy_from(self, other: Message) -> None:
+        """Take over all bytes of a message of the same layout."""
+        self.buffer[:] = other.buffer
+
+    def copy(self) -> Any:
+        """An independent message with the same bytes."""
+        new = self.codec.new()
+        new.copy_from(self)
+        return new
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values by field name, enumerations by name (for people, not for loops)."""
+        out: dict[str, Any] = {}
+        for field in self.codec.fields:
+            value = getattr(self, field.name)
+            if field.name in self.enums:
+                known = self.enums[field.name]
+                value = known(value).name if value in list(known) else int(value)
+            out[field.name] = value.tolist() if isinstance(value, np.ndarray) else value
+        return out
+
+
+_STAMP = struct.Struct("<QQq")
+CDR_DTYPE = {name: np.dtype(name).newbyteorder("<") for name in CDR_SIZE}
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+class _Slot(NamedTuple):
+    """Where a field lies in the body."""
+
+    name: str
+    type: str
+    kind: str  # scalar, array, text
+    offset: int  # of the data, in bytes
+    nbytes: int
+    count: int  # elements; 1 for scalars
+    count_offset: int  # of the CDR count word, or -1
+
+
+class Codec(Generic[MessageT]):
+    """A message class bound to one robot: lengths are known, so layout, text and hash are.
+
+    Args:
+        message: the declaration.
+        dims: length of each named dimension, e.g. {"joints": 29, "arm_joints": 14}.
+        robot_id: written into every header and demanded of every received one.
+    """
+
+    def __init__(self, message: type[MessageT], dims: Mapping[str, int], robot_id: int) -> None:
+        self.message, self.dims, self.robot_id = message, dict(dims), robot_id
+        self.name = message.__name__
+        self.fields = message_fields(message)
+        self.slots, self.body_size = _layout(self.fields, dims)
+        self.size = 4 + self.body_size  # bytes on the wire
+        self.dtype = _dtype(self.slots, self.body_size)
+        self.text = message_text(message)
+        lengths = ",".join(f"{slot.name}={slot.count}" for slot in self.slots)
+        self.schema_hash = hash64(f"{self.name}\n{self.text}\n{lengths}")
+        self._guard, self._expected = self._make_guard()
+
+    def new(self) -> MessageT:
+        """A zeroed message with header constants and counts in place."""
+        message = self.message(self)
+        message.buffer[4:8] = np.frombuffer(ENCAPSULATION, np.uint8)
+        message.schema_hash, message.robot_id = self.schema_hash, self.robot_id
+        for slot in self.slots:
+            if slot.count_offset >= 0:
+                struct.pack_into("<I", message.buffer, 8 + slot.count_offset, slot.count)
+            if slot.kind == "text":
+                message.texts[slot.name][:] = b" " * (slot.count - 1)
+        return message
+
+    def refusal(self, frame: memoryview, length: int) -> str:
+        """Why this frame is not one of ours: "" (it is), length, encoding, schema, robot, count."""
+        if length != self.size:
+            return "length"
+        got = self._guard.unpack_from(frame)
+        if got == self._expected:
+            return ""
+        for cause, g, e in zip(("encoding", "schema", "robot"), got, self._expected, strict=False):
+            if g != e:
+                return cause
+        return "count"
+
+    def _make_guard(self) -> tuple[struct.Struct, tuple]:
+        """One unpack that reads encapsulation, schema, robot and every count word."""
+        code, at = "<4sQQ", 20
+        expected: list[Any] = [ENCAPSULATION, self.schema_hash, self.robot_id]
+        for slot in self.slots:
+            if slot.count_offset >= 0:
+                here = 4 + slot.count_offset
+                code += f"{here - at}xI"
+                expected.append(slot.count)
+                at = here + 4
+        return struct.Struct(code), tuple(expected)
+
+
+def hash64(text: str) -> int:
+    """64-bit BLAKE2b of a text, as messages and robot ids use it."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def message_fields(message: type[Message]) -> tuple[_Field, ...]:
+    """Fields in declaration order, the common header first."""
+    own = [f for f in vars(message).values() if isinstance(f, _Field)]
+    return tuple([f for f in vars(Message).values() if isinstance(f, _Field)] + own)
+
+
+def message_text(message: type[Message]) -> str:
+    """The ROS 2 .msg text, with units, frames and sentences as comments."""
+    lines = [f"# {(message.__doc__ or '').strip().splitlines()[0]}"]
+    for field, enum in message.enums.items():
+        lines += [f"uint8 {field.upper()}_{item.name}={int(item)}" for item in enum]
+    for field in message_fields(message):
+        match field.shape:
+            case ():
+                suffix = ""
+            case int() if field.type != "string":
+                suffix = f"[{field.shape}]"
+            case int():
+                suffix = ""
+            case _:
+                suffix = "[]"
+        notes = [n for n in (field.unit, f"frame {field.frame}" if field.frame else "") if n]
+        if isinstance(field.shape, str):
+            notes.append(f"one per {field.shape.removesuffix('s').replace('_', ' ')}")
+        note = f" [{', '.join(notes)}]" if notes else ""
+        lines.append(f"{field.type}{suffix} {field.name} # {field.doc}{note}")
+    return "\n".join(lines) + "\n"
+
+
+def _layout(fields: tuple[_Field, ...], dims: Mapping[str, int]) -> tuple[list[_Slot], int]:
+    """CDR offsets: each primitive aligned to its size, sequences and strings led by a count."""
+    slots: list[_Slot] = []
+    at = 0
+    for field in fields:
+        count_offset = -1
+        if isinstance(field.shape, str) or field.type == "string":
+            at = _align(at, 4)
+            count_offset = at
+            at += 4
+        if field.type == "string":
+            assert isinstance(field.shape, int)
+            kind, count, size, ros = "text", field.shape + 1, 1, "uint8"
+        else:
+            kind = "scalar" if field.shape == () else "array"
+            count = dims[field.shape] if isinstance(field.shape, str) else (field.shape or 1)
+            size, ros = CDR_SIZE[field.type], field.type
+        assert isinstance(count, int) and count > 0, f"{field.name}: readers refuse empty arrays"
+        at = _align(at, size)
+        slots.append(_Slot(field.name, ros, kind, at, count * size, count, count_offset))
+        at += count * size
+    return slots, at
+
+
+def _align(at: int, size: int) -> int:
+    return -(-at // size) * size
+
+
+def _dtype(slots: list[_Slot], size: int) -> np.dtype:
+    names: list[str] = []
+    formats: list[Any] = []
+    offsets: list[int] = []
+    for slot in slots:
+        base = CDR_DTYPE[slot.type]
+        names.append(slot.name)
+        formats.append(
+            f"S{slot.count}"
+            if slot.kind == "text"
+            else base if slot.kind == "scalar" else (base, (slot.count,))
+        )
+        offsets.append(slot.offset)
+    spec: Any = {"names": names, "formats": formats, "offsets": offsets, "itemsize": size}
+    return np.dtype(spec)
+
+
+# --- the messages -----------------------------------------------------------------------------
+# Scalars first, then arrays: one cache line holds what is looked at most.
+
+
+class LowState(Message):
+    """What the robot reports, once per control tick."""
+
+    robot_time_ns = Scalar("int64", "the robot's own clock; simulated time in simulation", "ns")
+    tick = Scalar("uint64", "control tick that read it")
+    joint_pos = Array("float64", "joints", "measured joint positions", "rad")
+    joint_vel = Array("float64", "joints", "measured joint velocities", "rad/s")
+    joint_effort = Array("float64", "joints", "estimated joint torques", "N m")
+    imu_quat_wxyz = Array("float64", 4, "orientation of the IMU, scalar first", "1", "world")
+    imu_gyro = Array("float64", 3, "angular velocity", "rad/s", "imu")
+    imu_accel = Array("float64", 3, "specific force, +9.81 on z at rest", "m/s^2", "imu")
+
+
+class LowCmd(Message):
+    """What went out to the motors in this control tick, and what it was made from."""
+
+    enums: ClassVar = {"mode": Mode}
+
+    now_ns = Scalar("int64", "time that this tick was given", "ns", "monotonic")
+    tick = Scalar("uint64", "control tick")
+    state_tick = Scalar("uint64", "low_state that was used, by its tick")
+    target_instance = Scalar("uint64", "target in force: its publisher's instance, 0 for none")
+    target_seq = Scalar("uint64", "target in force")
+    command_instance = Scalar("uint64", "operator command in force: instance, 0 for none")
+    command_seq = Scalar("uint64", "operator command in force")
+    heartbeat_seq = Scalar("uint64", "newest manager heartbeat seen")
+    clipped = Scalar("uint32", "limiters that changed this command, bits of safety.LIMITERS")
+    mode = Scalar("uint8", "mode in force")
+    joint_pos_target = Array("float64", "joints", "position targets", "rad")
+    joint_vel_target = Array("float64", "joints", "velocity targets", "rad/s")
+    effort_ff = Array("float64", "joints", "feed-forward torques", "N m")
+    stiffness = Array("float64", "joints", "position gains", "N m/rad")
+    damping = Array("float64", "joints", "velocity gains", "N m s/rad")
+
+
+class PolicyInput(Message):
+    """Everything a policy may see at one policy tick; its arrival wakes the pilot."""
+
+    enums: ClassVar = {"mode": Mode}
+
+    now_ns = Scalar("int64", "time that the control tick was given", "ns", "monotonic")
+    robot_time_ns = Scalar("int64", "the robot's own clock", "ns")
+    state_tick = Scalar("uint64", "low_state this was copied from, by its tick")
+    command_instance = Scalar("uint64", "operator command accepted: instance, 0 for none")
+    command_seq = Scalar("uint64", "operator command accepted")
+    policy_id = Scalar("uint64", "policy that is asked")
+    episode = Scalar("uint64", "a new number resets the policy's carry")
+    step = Scalar("uint64", "policy ticks since the episode began; 0 resets the carry")
+    command_valid = Scalar("uint32", "bits: 1 velocity, 2 base height, 4 arms")
+    mode = Scalar("uint8", "mode in force")
+    velocity = Array("float64", 3, "commanded vx, vy (m/s) and yaw rate (rad/s)", "", "heading")
+    base_height = Array("float64", 1, "commanded height of the pelvis above the feet", "m")
+    arm_joint_pos = Array("float64", "arm_joints", "commanded arm joint positions", "rad")
+    joint_pos = Array("float64", "joints", "measured joint positions", "rad")
+    joint_vel = Array("float64", "joints", "measured joint velocities", "rad/s")
+    imu_quat_wxyz = Array("float64", 4, "orientation of the IMU, scalar first", "1", "world")
+    imu_gyro = Array("float64", 3, "angular velocity", "rad/s", "imu")
+
+
+class Target(Message):
+    """What the policy wants of every joint; carries all that control needs."""
+
+    now_ns = Scalar("int64", "time that the pilot's step was given", "ns", "monotonic")
+    input_instance = Scalar("uint64", "policy_input consumed: its publisher's instance")
+    input_seq = Scalar("uint64", "policy_input consumed")
+    policy_id = Scalar("uint64", "policy that answered")
+    episode = Scalar("uint64", "echo of the input")
+    step = Scalar("uint64", "echo of the input")
+    joint_pos_target = Array("float64", "joints", "position targets", "rad")
+    joint_vel_target = Array("float64", "joints", "velocity targets", "rad/s")
+    effort_ff = Array("float64", "joints", "feed-forward torques", "N m")
+    stiffness = Array("float64", "joints", "position gains", "N m/rad")
+    damping = Array("float64", "joints", "velocity gains", "N m s/rad")
+
+
+class PolicyInfo(Message):
+    """What the pilot has loaded; repeated once a second so that late joiners learn it."""
+
+    policy_id = Scalar("uint64", "first eight bytes of the file's SHA-256")
+    step_ns = Scalar("int64", "period of the policy", "ns")
+    name = Text(48, "name in the manifest")
+    provider = Text(24, "what really runs the network")
+    velocity_min = Array("float64", 3, "least vx, vy (m/s), yaw rate (rad/s)", "", "heading")
+    velocity_max = Array("float64", 3, "greatest vx, vy (m/s), yaw rate (rad/s)", "", "heading")
+    base_height_range = Array("float64", 2, "least and greatest; equal: not commanded", "m")
+    default_joint_pos = Array("float64", "joints", "pose the policy starts from", "rad")
+
+
+class Command(Message):
+    """What one operator wants; sent at 20 Hz or more while the operator is there."""
+
+    lease = Scalar("uint64", "the sender's nonce; only the lease holder's counts")
+    valid = Scalar("uint32", "bits: 1 velocity, 2 base height, 4 arms")
+    source = Scalar("uint8", "row of topics.SOURCES")
+    velocity = Array("float64", 3, "vx, vy (m/s) and yaw rate (rad/s)", "", "heading")
+    base_height = Array("float64", 1, "height of the pelvis above the feet", "m")
+    arm_joint_pos = Array("float64", "arm_joints", "arm joint positions", "rad")
+
+
+class Request(Message):
+    """One thing an operator asks; re-sent unchanged until status answers it."""
+
+    enums: ClassVar = {"ask": Ask}
+
+    lease = Scalar("uint64", "the sender's nonce")
+    policy_id = Scalar("uint64", "policy to start, 0 for the one loaded")
+    source = Scalar("uint8", "row of topics.SOURCES")
+    ask = Scalar("uint8", "what is asked")
+
+
+class Status(Message):
+    """Where control stands, at the policy's rate and at once when something changes."""
+
+    enums: ClassVar = {"mode": Mode, "answer_ask": Ask}
+
+    now_ns = Scalar("int64", "time that the control tick was given", "ns", "monotonic")
+    tick = Scalar("uint64", "control tick")
+    faults = Scalar("uint64", "active faults, bits of modes.FAULTS")
+    policy_id = Scalar("uint64", "policy in use or ready")
+    episode = Scalar("uint64", "episode of the policy")
+    lease = Scalar("uint64", "nonce of the lease holder, 0 for nobody")
+    answer_instance = Scalar("uint64", "request answered last: publisher's instance")
+    answer_seq = Scalar("uint64", "request answered last")
+    drops = Scalar("uint64", "frames refused on control's inputs so far")
+    blocked = Scalar("uint64", "states and targets refused for their content so far")
+    state_age_ms = Scalar("float32", "age of the state in use", "ms")
+    target_age_ms = Scalar("float32", "age of the target in use; -1 for none", "ms")
+    command_age_ms = Scalar("float32", "age of the holder's command; -1 for none", "ms")
+    clipped_share = Scalar("float32", "share of ticks clipped over the last second", "1")
+    mode = Scalar("uint8", "mode in force")
+    cause = Scalar("uint8", "row of modes.FAULTS that led to FAULT, HOLD or SOFT_STOP; 255: none")
+    source = Scalar("uint8", "row of topics.SOURCES that holds the lease; 255: nobody")
+    answer_ask = Scalar("uint8", "what was asked")
+    answer_ok = Scalar("uint8", "1 accepted, 0 refused")
+    velocity = Array("float64", 3, "accepted vx, vy (m/s) and yaw rate (rad/s)", "", "heading")
+    reason = Text(160, "why the last request was refused, or why the mode changed")
+
+
+class Intervention(Message):
+    """The safety filter changed a command: the joint it changed most, before and after."""
+
+    enums: ClassVar = {"mode": Mode}
+
+    tick = Scalar("uint64", "control tick")
+    before = Scalar("float64", "value asked for", "unit of the limiter")
+    after = Scalar("float64", "value let through", "unit of the limiter")
+    limiter = Scalar("uint8", "row of safety.LIMITERS")
+    joint = Scalar("uint8", "row of the robot's joints")
+    mode = Scalar("uint8", "mode in force")
+
+
+class Timing(Message):
+    """Measured durations of the last 50 control ticks; replay does not compare it."""
+
+    skipped_ticks = Scalar("uint64", "whole periods skipped so far")
+    executed_ticks = Scalar("uint64", "ticks executed so far")
+    minor_faults = Scalar("uint64", "page faults of the control thread so far")
+    collections = Scalar("uint64", "garbage collections in control so far")
+    allocated_blocks = Scalar("int64", "interpreter memory blocks in use")
+    policy_ticks = Scalar("uint32", "entries of path_us and write_us that count")
+    lateness_us = Array("float32", 50, "start against schedule", "us")
+    tick_us = Array("float32", 50, "duration of the tick, waiting for the target included", "us")
+    cpu_us = Array("float32", 50, "CPU time of the tick without simulated physics", "us")
+    path_us = Array("float32", 50, "driver.read returned to target validated", "us")
+    write_us = Array("float32", 50, "driver.read to the first driver.write that used it", "us")
+
+
+class Truth(Message):
+    """What only a simulation knows; nothing that controls the robot may read it."""
+
+    sim_time_ns = Scalar("int64", "simulated time", "ns")
+    support_force = Scalar("float64", "force of the gantry on the torso", "N", "world")
+    released = Scalar("uint8", "1 once the gantry has let go")
+    base_pos_w = Array("float64", 3, "position of the pelvis", "m", "world")
+    base_quat_wxyz = Array("float64", 4, "orientation of the pelvis", "1", "world")
+    base_lin_vel_w = Array("float64", 3, "velocity of the pelvis", "m/s", "world")
+    base_ang_vel_b = Array("float64", 3, "angular velocity of the pelvis", "rad/s", "body")
+    joint_pos = Array("float64", "joints", "true joint positions", "rad")
+
+
+class Heartbeat(Message):
+    """The manager is alive; without it the robot is damped."""
+
+    pid = Scalar("uint32", "process id of the manager")
+
+
+MESSAGES: tuple[type[Message], ...] = (
+    LowState, LowCmd, PolicyInput, Target, PolicyInfo, Command, Request, Status, Intervention,
+    Timing, Truth, Heartbeat,
+)  # fmt: skip

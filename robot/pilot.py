@@ -1,0 +1,136 @@
+"""Runs the policy: each policy_input in, one target out. The stage and its process.
+
+The pilot knows nothing of modes, motors or operators; whatever it says, control bounds it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from policies.manifest import (
+    VELOCITIES,
+    PolicyFile,
+    check_policy,
+    default_command,
+    joint_table,
+    read_policy,
+)
+from policies.session import PolicySession, verify_golden
+from robot import clock
+from robot.bus import Publisher, Subscriber
+from robot.messages import Codec, PolicyInfo, PolicyInput, Target
+from robot.model import Robot
+from robot.node import Node
+from robot.realtime import freeze_collector
+from robot.runs import RunConfig
+from robot.topics import make_codecs
+
+VALID_VELOCITY, VALID_HEIGHT, VALID_ARMS = 1, 2, 4
+INFO_PERIOD_NS = 1_000_000_000
+
+
+class Pilot:
+    """The stage: policy_input in, target out.
+
+    Args:
+        robot: joint order of the messages.
+        policy: the checked policy file.
+        session: runs it.
+        codecs: topic name to layout.
+    """
+
+    def __init__(
+        self, robot: Robot, policy: PolicyFile, session: PolicySession, codecs: dict[str, Codec]
+    ) -> None:
+        self.policy_id, self.session = policy.policy_id, session
+        manifest = policy.manifest
+        order = {name: i for i, name in enumerate(robot.joint_names)}
+        self._observed = np.array([order[name] for name in manifest.observed_joints])
+        self._driven = np.array([order[name] for name in manifest.driven_joints])
+        self._default = default_command(manifest)  # (4 + A,)
+        self._episode = -1
+        self.target: Target = codecs["target"].new()
+        self.info: PolicyInfo = codecs["policy_info"].new()
+        pose, stiffness, damping = zip(
+            *(joint_table(manifest)[name] for name in robot.joint_names), strict=True
+        )
+        self.target.joint_pos_target[:] = pose
+        self.target.stiffness[:] = stiffness
+        self.target.damping[:] = damping
+        self._describe(policy, np.array(pose))
+
+    def _describe(self, policy: PolicyFile, pose: np.ndarray) -> None:
+        info, ranges = self.info, policy.manifest.command_ranges
+        info.policy_id, info.name = policy.policy_id, policy.manifest.name
+        info.step_ns = round(policy.manifest.step_dt * 1e9)
+        info.provider = self.session.provider
+        info.velocity_min[:] = [getattr(ranges, name)[0] for name in VELOCITIES[:3]]
+        info.velocity_max[:] = [getattr(ranges, name)[1] for name in VELOCITIES[:3]]
+        info.base_height_range[:] = ranges.base_height or (0.0, 0.0)
+        info.default_joint_pos[:] = pose
+
+    def step(self, given: PolicyInput, now_ns: int) -> Target:
+        """Run the policy once; a new episode, or step 0, starts from the initial carry."""
+        session, inputs, out = self.session, self.session.inputs, self.target
+        episode, step = given.episode, given.step
+        if episode != self._episode or step == 0:
+            session.reset()
+            self._episode = episode
+        inputs["joint_pos"][0] = given.joint_pos[self._observed]
+        inputs["joint_vel"][0] = given.joint_vel[self._observed]
+        inputs["imu_quat_wxyz"][0] = given.imu_quat_wxyz
+        inputs["imu_gyro"][0] = given.imu_gyro
+        self._fill_command(inputs["command"][0], given)
+        session.run()
+        out.joint_pos_target[self._driven] = session.joint_pos_target
+        out.now_ns = now_ns
+        out.input_instance, out.input_seq = given.instance, given.seq
+        out.policy_id, out.episode, out.step = self.policy_id, episode, step
+        return out
+
+    def _fill_command(self, command: np.ndarray, given: PolicyInput) -> None:
+        """(4 + A,) velocity, height, arms; what is not commanded is the manifest's default."""
+        valid = given.command_valid
+        command[:] = self._default
+        # Zero velocity is a command of its own: in HOLD the policy balances in place.
+        command[:3] = given.velocity
+        if valid & VALID_HEIGHT:
+            command[3] = given.base_height[0]
+        if valid & VALID_ARMS:
+            command[4:] = given.arm_joint_pos
+
+
+def load_pilot(run: RunConfig, robot: Robot) -> Pilot:
+    """Read, check and test the run's policy, and make a pilot of it.
+
+    Raises:
+        UserError: the file, its fit to the robot, its test vectors or the provider are refused.
+    """
+    assert run.policy is not None
+    policy = read_policy(run.policy)
+    check_policy(policy, robot, control_hz=run.control_hz)
+    session = PolicySession(policy, run.provider, allow_fallback=run.simulated)
+    verify_golden(session, policy.manifest)
+    return Pilot(robot, policy, session, make_codecs(robot))
+
+
+def main(node: Node) -> None:
+    """The process: sleep until policy_input comes, answer it, repeat what is loaded."""
+    pilot = load_pilot(node.config, node.robot)
+    if pilot.session.fallback:
+        node.say(pilot.session.fallback)
+    inputs = Subscriber(node.context, node.directory, node.pick("policy_input"))
+    targets = Publisher(node.context, node.directory, "target", node.codecs["target"])
+    infos = Publisher(node.context, node.directory, "policy_info", node.codecs["policy_info"])
+    freeze_collector()
+    node.ready()
+    next_info = 0
+    while not node.stopping:
+        inputs.wait(100)
+        given = inputs.newest()
+        now = clock.now_ns()
+        if isinstance(given, PolicyInput):
+            targets.send(pilot.step(given, now), now)
+        if now >= next_info:
+            infos.send(pilot.info, now)
+            next_info = now + INFO_PERIOD_NS

@@ -1,0 +1,126 @@
+"""What a run is: one strict YAML file under configs/runs/, with the command line's overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from robot.config import CONFIGS, Strict, UserError, listing, load_yaml
+from robot.realtime import RealtimeConfig
+
+RUNS = CONFIGS / "runs"
+SIMULATED = frozenset({"sim", "loopback"})  # drivers that move no real motor
+
+
+class NoiseConfig(Strict):
+    """Standard deviations of simulated measurements."""
+
+    joint_pos: float = Field(0.0, ge=0.0)
+    """rad"""
+    joint_vel: float = Field(0.0, ge=0.0)
+    """rad/s"""
+    imu_quat: float = Field(0.0, ge=0.0)
+    """rad, about a random axis"""
+    imu_gyro: float = Field(0.0, ge=0.0)
+    """rad/s"""
+    imu_accel: float = Field(0.0, ge=0.0)
+    """m/s^2"""
+
+
+class SimConfig(Strict):
+    """The simulated robot."""
+
+    collisions: Literal["full", "feet"] = "full"
+    physics_dt: float = Field(0.002, gt=0.0, le=0.01)
+    """s; the control period is a whole number of these"""
+    actuator_delay_ms: float = Field(0.0, ge=0.0, le=50.0)
+    """from driver.write to torque"""
+    corner_speed: float = Field(1.0, gt=0.0, le=1.0)
+    """share of the velocity limit up to which a motor has full torque; from there it falls to 0"""
+    noise: NoiseConfig = NoiseConfig()
+
+
+class OperatorConfig(Strict):
+    """The operator on this computer."""
+
+    automatic: bool = False
+    """arm, stand up and start the policy without being told; simulation only"""
+    velocity: tuple[float, float, float] | None = None
+    """vx, vy (m/s), yaw rate (rad/s) to command all the time; null: what keys say"""
+    keyboard: bool = True
+    """read keys and show the live table where there is a terminal"""
+
+
+class RunConfig(Strict):
+    """One run of the runtime."""
+
+    robot: str
+    driver: Literal["sim", "loopback"]
+    control_hz: int = Field(500, ge=50, le=2000)
+    timing_factor: float = Field(1.0, ge=1.0, le=100.0)
+    """multiplies gap and age limits; hardware refuses anything but 1"""
+    target_wait_ms: int = Field(1, ge=0, le=10)
+    """longest slice of a policy tick that control waits for the target it asked for"""
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    policy: Path | None = None
+    seed: int = Field(0, ge=0)
+    realtime: RealtimeConfig = RealtimeConfig()
+    operator: OperatorConfig = OperatorConfig()
+    viewer: bool = True
+    """open a window with the robot where there is a display"""
+    sim: SimConfig = SimConfig()
+
+    @model_validator(mode="after")
+    def _periods_fit(self) -> RunConfig:
+        period = 1.0 / self.control_hz
+        ratio = period / self.sim.physics_dt
+        if self.driver == "sim" and abs(ratio - round(ratio)) > 1e-6 or ratio < 0.5:
+            raise ValueError(
+                f"sim.physics_dt is {self.sim.physics_dt} s; expected a whole fraction of the "
+                f"control period, {period} s"
+            )
+        if not self.simulated and (self.timing_factor != 1.0 or self.operator.automatic):
+            raise ValueError("hardware runs with timing_factor 1 and without operator.automatic")
+        if self.target_wait_ms >= 1000.0 / self.control_hz:
+            raise ValueError(
+                f"target_wait_ms is {self.target_wait_ms}; expected less than the control period, "
+                f"{1000.0 / self.control_hz:g} ms"
+            )
+        return self
+
+    @property
+    def simulated(self) -> bool:
+        """True if no real motor can move."""
+        return self.driver in SIMULATED
+
+    @property
+    def period_ns(self) -> int:
+        """Length of a control tick in ns."""
+        return round(1e9 / self.control_hz)
+
+
+def run_path(name: str | Path) -> Path:
+    """File of a run: configs/runs/<name>.yaml, or the path itself if it ends in .yaml.
+
+    Raises:
+        UserError: no such run; lists those there are.
+    """
+    path = Path(name)
+    if path.suffix == ".yaml":
+        return path
+    path = RUNS / f"{name}.yaml"
+    if not path.exists():
+        known = sorted(p.stem for p in RUNS.glob("*.yaml"))
+        raise UserError(f"run {str(name)!r} is unknown; available: {listing(known)}")
+    return path
+
+
+def load_run(name: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """Read a run's file, with the command line's values in place of its own.
+
+    Raises:
+        UserError: no such run, or the file does not fit RunConfig.
+    """
+    return load_yaml(run_path(name), RunConfig, overrides)

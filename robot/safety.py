@@ -1,0 +1,246 @@
+"""Bounds every command before it reaches a motor; the last link of the chain, with no other job.
+
+Order within a tick (faults.md 4): finite, gains, target step, motion into limits, torque. Impossible
+input is refused by `Gate`; bounded excess is clipped by `SafetyFilter`, which returns what it
+changed. Age and authority are judged by control, shapes by the bus.
+
+A target beyond a position limit is legal: soft gains ask for torque that way. What is bounded is
+motion and torque *into* the limit.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robot.messages import LowCmd, LowState, Message, Target
+from robot.model import Robot
+
+LIMITERS = ("gain", "step", "position", "torque")
+GAIN, STEP, POSITION, TORQUE = (1 << i for i in range(4))
+
+QUAT_TOLERANCE = 0.02  # length of a measured quaternion against 1 (S3)
+SOFTEST = 1.0  # N m/rad; below it a torque bound moves feed-forward instead of the target
+BUCKET_STATE = 5  # bad states in the leaky bucket until DAMP (S1, opendbc)
+BUCKET_TARGET = 3  # bad targets until DAMP (P1)
+
+
+class Clip(NamedTuple):
+    """What the filter changed in one tick: all limiters as bits, and the joint changed most."""
+
+    limiters: int
+    limiter: int  # row of LIMITERS
+    joint: int
+    before: float
+    after: float
+
+
+class LeakyBucket:
+    """+1 for bad, -1 for good; trips at `size`, recovers when empty."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.level, self.total, self.tripped = size, 0, 0, False
+
+    def count(self, good: bool) -> None:
+        """Account for one item."""
+        if good:
+            self.level = max(0, self.level - 1)
+            self.tripped = self.tripped and self.level > 0
+            return
+        self.total += 1
+        self.level = min(self.size, self.level + 1)
+        self.tripped = self.tripped or self.level >= self.size
+
+
+def block(message: Message, first: str, last: str) -> NDArray[np.float64]:
+    """All float64 arrays from field `first` to field `last` as one flat view.
+
+    Between two sequences lie eight bytes of count and padding; read as float64 they are tiny
+    numbers in our own messages, and in a foreign one they fail the finite test, which is right.
+    """
+    slots = {slot.name: slot for slot in message.codec.slots}
+    start = 8 + slots[first].offset
+    end = 8 + slots[last].offset + slots[last].nbytes
+    return message.buffer[start:end].view(np.float64)
+
+
+class Gate:
+    """Refuses impossible content: not finite, or a quaternion that is none. Counts it.
+
+    A sum compared with itself would miss a single infinity; a dot product with zeros does not.
+    """
+
+    def __init__(self, first: str, last: str, bucket: int) -> None:
+        self.first, self.last = first, last
+        self.bucket = LeakyBucket(bucket)
+        self._views: dict[int, tuple[NDArray, NDArray]] = {}  # by message buffer
+
+    def admits(self, message: Message) -> bool:
+        """True if every number is finite and gains are not negative; counts either way."""
+        good = self._good(message)
+        self.bucket.count(good)
+        return good
+
+    def _good(self, message: Message) -> bool:
+        key = id(message.buffer)
+        if key not in self._views:
+            values = block(message, self.first, self.last)
+            self._views[key] = values, np.zeros_like(values)
+        values, zeros = self._views[key]
+        with np.errstate(invalid="ignore"):
+            if values.dot(zeros) != 0.0:
+                return False
+        if isinstance(message, LowState):
+            w, x, y, z = message.imu_quat_wxyz.tolist()
+            return abs(math.sqrt(w * w + x * x + y * y + z * z) - 1.0) <= QUAT_TOLERANCE
+        if isinstance(message, Target):
+            return bool(message.stiffness.min() >= 0.0 and message.damping.min() >= 0.0)
+        return True
+
+
+class SafetyFilter:
+    """Clips a command in place so that it cannot drive a joint into its limits or over its torque.
+
+    Args:
+        robot: limits per joint.
+        enabled: False lets everything pass (lockstep comparison only; hardware refuses it).
+    """
+
+    def __init__(self, robot: Robot, enabled: bool = True) -> None:
+        n = robot.num_joints
+        self.enabled = enabled
+        self.effort_limit = robot.effort_limit
+        self.step_limit = robot.safety.target_step_limit
+        self.inverse_band = 1.0 / robot.safety.braking_band
+        # Row 0 looks towards the upper limit, row 1 towards the lower one, both as positive.
+        self.sign = np.array([[1.0], [-1.0]])
+        self.limit = np.stack([robot.position_limit[:, 1], -robot.position_limit[:, 0]])  # (2, N)
+        self.twice_braking = 2.0 * robot.safety.braking_acceleration
+        self.stiffness_max, self.damping_max = robot.stiffness_max, robot.damping_max
+        self.previous = np.full(n, np.nan)  # (N,) rad, position target sent last
+        self.room, self.speed, self.bound = np.empty((3, 2, n))  # (2, N) scratch each
+        self.tau, self.rest, self.error = np.empty((3, n))  # (N,) scratch each
+
+    def apply(self, cmd: LowCmd, state: LowState) -> Clip | None:
+        """Bound `cmd` against `state`, in place; returns what was changed, if anything was."""
+        if not self.enabled:
+            return None
+        clip = self._bound_gains(cmd)
+        clip = self._bound_step(cmd, state) or clip
+        # The step is judged on what was asked: the torque bound below may move a soft target far.
+        self.previous[:] = cmd.joint_pos_target
+        return self._bound_torque(cmd, state, clip) or clip
+
+    def _bound_gains(self, cmd: LowCmd) -> Clip | None:
+        clip = None
+        for gain, most in ((cmd.stiffness, self.stiffness_max), (cmd.damping, self.damping_max)):
+            np.subtract(gain, most, out=self.rest)
+            worst = int(self.rest.argmax())
+            if self.rest[worst] > 0.0:
+                before = float(gain[worst])
+                np.minimum(gain, most, out=gain)
+                clip = Clip(GAIN, 0, worst, before, float(gain[worst]))
+        return clip
+
+    def _bound_step(self, cmd: LowCmd, state: LowState) -> Clip | None:
+        """Jumps of the target from one tick to the next (faults.md 4, step 5)."""
+        if math.isnan(self.previous[0]):
+            self.previous[:] = state.joint_pos
+        target = cmd.joint_pos_target
+        np.subtract(target, self.previous, out=self.error)
+        np.abs(self.error, out=self.rest)
+        worst = int(self.rest.argmax())
+        if self.rest[worst] <= self.step_limit:
+            return None
+        before = float(target[worst])
+        np.clip(self.error, -self.step_limit, self.step_limit, out=self.error)
+        np.add(self.previous, self.error, out=target)
+        return Clip(STEP, 1, worst, before, float(target[worst]))
+
+    def _bound_torque(self, cmd: LowCmd, state: LowState, clip: Clip | None) -> Clip | None:
+        """Torque between what the motor has and what the way to the limit leaves (steps 4, 7)."""
+        bound = self._torque_bound(state)
+        tau, rest, error = self.tau, self.rest, self.error
+        np.subtract(cmd.joint_pos_target, state.joint_pos, out=error)
+        np.multiply(cmd.stiffness, error, out=tau)
+        np.subtract(cmd.joint_vel_target, state.joint_vel, out=error)
+        np.multiply(error, cmd.damping, out=error)
+        np.add(tau, error, out=tau)
+        np.add(tau, cmd.effort_ff, out=tau)
+        np.minimum(tau, bound[0], out=rest)
+        np.maximum(rest, bound[1], out=rest)
+        np.subtract(rest, tau, out=rest)  # what has to be added to stay inside
+        if not rest.any():
+            return None
+        worst = int(np.abs(rest).argmax())
+        side = 0 if rest[worst] < 0.0 else 1
+        at_limit = abs(bound[side, worst]) < self.effort_limit[worst]
+        limiter = 2 if at_limit else 3
+        self._shift(cmd, rest)
+        bits = (clip.limiters if clip else 0) | (POSITION if at_limit else TORQUE)
+        before = float(tau[worst])
+        return Clip(bits, limiter, worst, before, before + float(rest[worst]))
+
+    def _torque_bound(self, state: LowState) -> NDArray[np.float64]:
+        """(2, N) N m: greatest and least torque; shrinks to 0 where braking would come too late.
+
+        Speed towards a limit may be sqrt(2 a distance); a band below it the torque into the limit
+        starts to fade. Torque away from the limit keeps the motor's own bound.
+        """
+        room, speed, bound = self.room, self.speed, self.bound
+        np.multiply(self.sign, state.joint_pos, out=room)
+        np.subtract(self.limit, room, out=room)
+        np.maximum(room, 0.0, out=room)
+        np.multiply(room, self.twice_braking, out=room)
+        np.sqrt(room, out=room)
+        np.multiply(self.sign, state.joint_vel, out=speed)
+        np.subtract(room, speed, out=room)
+        np.multiply(room, self.inverse_band, out=room)
+        np.maximum(room, 0.0, out=room)
+        np.minimum(room, 1.0, out=room)
+        np.multiply(room, self.effort_limit, out=bound)
+        np.multiply(bound, self.sign, out=bound)
+        return bound
+
+    def _shift(self, cmd: LowCmd, rest: NDArray[np.float64]) -> None:
+        """Add `rest` N m: by moving the target where there is stiffness, else by feed-forward."""
+        stiff = cmd.stiffness >= SOFTEST
+        moved = np.divide(rest, cmd.stiffness, out=np.zeros_like(rest), where=stiff)
+        np.add(cmd.joint_pos_target, moved, out=cmd.joint_pos_target)
+        np.add(cmd.effort_ff, np.where(stiff, 0.0, rest), out=cmd.effort_ff)
+
+
+class ClipShare:
+    """Share of ticks that were clipped, over a window of the last ticks.
+
+    Args:
+        ticks: length of the window.
+    """
+
+    def __init__(self, ticks: int) -> None:
+        self._ring = bytearray(ticks)
+        self._at = self._sum = 0
+
+    def count(self, clipped: bool) -> float:
+        """Account for one tick; returns the share in [0, 1]."""
+        self._sum += clipped - self._ring[self._at]
+        self._ring[self._at] = clipped
+        self._at = (self._at + 1) % len(self._ring)
+        return self._sum / len(self._ring)
+
+    def reset(self) -> None:
+        """Forget the past."""
+        self._ring[:] = bytes(len(self._ring))
+        self._at = self._sum = 0
+
+
+def orientation(quat_wxyz: NDArray[Any]) -> tuple[float, float, float]:
+    """Roll, pitch and tilt (angle between body z and world z) of a unit quaternion, in rad."""
+    w, x, y, z = quat_wxyz.tolist()
+    roll = math.atan2(2.0 * (w * x + y * z), 1.0 - 2.0 * (x * x + y * y))
+    pitch = math.asin(max(-1.0, min(1.0, 2.0 * (w * y - z * x))))
+    tilt = math.acos(max(-1.0, min(1.0, 1.0 - 2.0 * (x * x + y * y))))
+    return roll, pitch, tilt

@@ -1,0 +1,123 @@
+"""Draws the live table: mode, rates, lateness, ages, faults and velocity, in plain words."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from robot.messages import Message, Mode, PolicyInfo, Status, Timing, Truth
+from robot.modes import NO_CAUSE, fault_names
+from robot.runs import RunConfig
+from robot.teleop import KEYS, Teleop
+from robot.topics import SOURCES
+
+COLOR = {
+    Mode.PASSIVE: "white", Mode.DAMP: "yellow", Mode.STANDUP: "cyan", Mode.STAND: "cyan",
+    Mode.POLICY: "green", Mode.HOLD: "yellow", Mode.SOFT_STOP: "yellow", Mode.FAULT: "red",
+    Mode.ESTOP: "red",
+}  # fmt: skip
+WHAT = {
+    Mode.PASSIVE: "motors without torque", Mode.DAMP: "armed, damping",
+    Mode.STANDUP: "moving to the stand pose", Mode.STAND: "standing stiffly",
+    Mode.POLICY: "the policy drives", Mode.HOLD: "balancing in place",
+    Mode.SOFT_STOP: "crouching, then damping", Mode.FAULT: "damping; r resets, then g goes",
+    Mode.ESTOP: "damping; r resets, then g goes",
+}  # fmt: skip
+
+
+class View:
+    """Turns the newest messages into a table.
+
+    Args:
+        teleop: the operator whose velocity and notes are shown.
+        run: timing factor and policy.
+    """
+
+    def __init__(self, teleop: Teleop, run: RunConfig) -> None:
+        self.teleop, self.run = teleop, run
+        self._timing: Timing | None = None
+        self._info: PolicyInfo | None = None
+        self._before: tuple[int, int] | None = None  # (time ns, executed ticks)
+        self._rate = 0.0
+
+    def hear(self, message: Message) -> None:
+        """Remember timing and what the pilot has loaded."""
+        if isinstance(message, PolicyInfo):
+            self._info = message
+        elif isinstance(message, Timing):
+            now = (message.stamp_ns, int(message.executed_ticks))
+            if self._before and now[0] > self._before[0]:
+                self._rate = (now[1] - self._before[1]) / (now[0] - self._before[0]) * 1e9
+            self._before, self._timing = now, message
+
+    def render(self, status: Status | None, truth: Truth | None, now_ns: int) -> RenderableType:
+        """The table as it is now."""
+        if status is None:
+            return Panel("no word from control yet", title="plexus")
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", justify="right")
+        table.add_column()
+        for label, value in self._rows(status, truth, now_ns):
+            table.add_row(label, value)
+        keys = Text("   ".join(f"{k.label} {k.doc}" for k in KEYS.values()), style="dim")
+        return Panel(Group(table, Text(), keys), title="plexus", width=100)
+
+    def _rows(self, status: Status, truth: Truth | None, now_ns: int) -> list[tuple[str, Text]]:
+        mode = Mode(status.mode)
+        silent_ms = (now_ns - status.now_ns) * 1e-6
+        rows = [("mode", Text(f"{mode.name}  {WHAT[mode]}", style=f"bold {COLOR[mode]}"))]
+        if silent_ms > 500:
+            rows[0] = ("mode", Text(f"no word from control for {silent_ms:.0f} ms", "bold red"))
+        wish, done = self.teleop.velocity(now_ns), status.velocity
+        rows.append(("velocity", Text(f"wish {_velocity(wish)}   accepted {_velocity(done)}")))
+        driver = SOURCES[status.source].name if status.source < len(SOURCES) else "nobody"
+        rows.append(("operator", Text(f"{driver} holds the lease")))
+        rows.append(("policy", Text(self._policy())))
+        rows.append(("ages", Text(
+            f"state {_age(status.state_age_ms)}  target {_age(status.target_age_ms)}  "
+            f"command {_age(status.command_age_ms)}"
+        )))  # fmt: skip
+        rows += self._timing_rows(status)
+        if truth is not None:
+            held = "let go" if truth.released else f"carries {truth.support_force:.0f} N"
+            rows.append(("gantry", Text(held)))
+        faults = fault_names(status.faults) if mode != Mode.PASSIVE else []
+        rows.append(("faults", Text(", ".join(faults) or "none", "red" if faults else "")))
+        note = status.reason if status.cause != NO_CAUSE else self.teleop.note
+        rows.append(("last word", Text(note or "-")))
+        return rows
+
+    def _policy(self) -> str:
+        if self.run.policy is None:
+            return "none: import one with `plexus policy import FILE`, run with --policy"
+        if self._info is None:
+            return f"{self.run.policy.name}: no word from the pilot"
+        return f"{self._info.name} on {self._info.provider}"
+
+    def _timing_rows(self, status: Status) -> list[tuple[str, Text]]:
+        timing = self._timing
+        if timing is None:
+            return []
+        late, path = timing.lateness_us, timing.path_us[: timing.policy_ticks]
+        text = (
+            f"{self._rate:.0f} ticks/s, skipped {timing.skipped_ticks}, late p50 "
+            f"{np.median(late):.0f} us, worst {late.max():.0f} us (timing factor "
+            f"{self.run.timing_factor:g})"
+        )
+        rows = [("control", Text(text))]
+        if len(path):
+            rows.append(("path", Text(f"sensing to target p50 {np.median(path):.0f} us")))
+        rows.append(("dropped", Text(f"{status.drops} frames, {status.blocked} refused contents")))
+        return rows
+
+
+def _velocity(velocity: np.ndarray) -> str:
+    vx, vy, yaw = velocity.tolist()
+    return f"{vx:+.2f} {vy:+.2f} m/s {yaw:+.2f} rad/s"
+
+
+def _age(age_ms: float) -> str:
+    return "none" if age_ms < 0 else f"{age_ms:.0f} ms"

@@ -1,0 +1,94 @@
+"""The table of topics: message, rate, publisher, logged; and the table of operator sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from robot.messages import (
+    Codec,
+    Command,
+    Heartbeat,
+    Intervention,
+    LowCmd,
+    LowState,
+    Message,
+    PolicyInfo,
+    PolicyInput,
+    Request,
+    Status,
+    Target,
+    Timing,
+    Truth,
+)
+from robot.model import Robot
+
+
+class Rank(IntEnum):
+    """Who may take the lease from whom: upwards only (faults.md 6)."""
+
+    SCRIPT = 1
+    REMOTE_OPERATOR = 2
+    LOCAL_OPERATOR = 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """An operator source. Its row number is what messages carry."""
+
+    name: str
+    rank: Rank
+    doc: str
+
+
+SOURCES: tuple[Source, ...] = (
+    Source("script", Rank.SCRIPT, "a command given on the command line"),
+    Source("keyboard", Rank.LOCAL_OPERATOR, "the arrow keys of the terminal"),
+)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One row: what travels, how often, who sends it, whether logs keep it."""
+
+    name: str
+    message: type[Message]
+    rate: str  # as people read it
+    publisher: str  # a row of nodes.NODES
+    logged: bool
+    doc: str
+
+
+TOPICS: tuple[Topic, ...] = (
+    Topic("low_state", LowState, "control", "control", True, "what the robot reports"),
+    Topic("low_cmd", LowCmd, "control", "control", True, "what was really sent to the motors"),
+    Topic("policy_input", PolicyInput, "policy", "control", True, "wakes the pilot"),
+    Topic("target", Target, "policy", "pilot", True, "what the policy wants of every joint"),
+    Topic("policy_info", PolicyInfo, "1 Hz", "pilot", True, "what the pilot has loaded"),
+    Topic("status", Status, "policy, and on change", "control", True, "mode, faults, answers"),
+    Topic("intervention", Intervention, "on event", "control", True, "the filter changed a command"),
+    Topic("timing", Timing, "control / 50", "control", True, "lateness and durations"),
+    Topic("truth", Truth, "policy", "control", True, "simulation only: ground truth"),
+    Topic("heartbeat", Heartbeat, "50 Hz", "manager", True, "the manager is alive"),
+    *(
+        Topic(f"command.{s.name}", Command, "20 Hz", "teleop", True, f"wish of {s.doc}")
+        for s in SOURCES
+    ),
+    *(
+        Topic(f"request.{s.name}", Request, "on event", "teleop", True, f"request of {s.doc}")
+        for s in SOURCES
+    ),
+)
+TOPIC = {topic.name: topic for topic in TOPICS}
+OPERATOR_TOPICS = tuple(t.name for t in TOPICS if t.message in (Command, Request))
+
+
+def source_index(name: str) -> int:
+    """Row of SOURCES with this name."""
+    return next(i for i, source in enumerate(SOURCES) if source.name == name)
+
+
+def make_codecs(robot: Robot) -> dict[str, Codec]:
+    """Topic name to codec for one robot; topics of the same message share one codec."""
+    by_message = {t.message: Codec(t.message, robot.dims, robot.robot_id) for t in TOPICS}
+    return {topic.name: by_message[topic.message] for topic in TOPICS}
