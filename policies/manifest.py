@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import onnx
@@ -27,9 +27,7 @@ from onnx import AttributeProto, ModelProto, TensorProto
 from pydantic import Field, model_validator
 
 from robot.config import Strict, UserError, check, listing, short
-
-if TYPE_CHECKING:
-    from robot.model import Robot
+from robot.model import Robot
 
 FORMAT = "plexus-policy/1"
 METADATA_KEY = "plexus_manifest"
@@ -308,20 +306,25 @@ def read_policy(path: Path) -> PolicyFile:
 def read_bytes(path: Path) -> bytes:
     """The content of a regular file of bounded size; links and pipes are refused unopened."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    if path.is_symlink():
+        raise UserError(f"{path}: is a symbolic link, expected a regular file")
     try:
-        if path.is_symlink():
-            raise UserError(f"{path}: is a symbolic link, expected a regular file")
         handle = os.open(path, flags)
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.onnx"))
         raise UserError(f"{path}: no such file; available there: {listing(near)}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be opened: {error}") from None
-    with os.fdopen(handle, "rb") as file:
+    try:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
             raise UserError(f"{path}: not a regular file")
-        data = file.read(FILE_BYTES_MAX + 1)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    finally:
+        os.close(handle)
     if len(data) > FILE_BYTES_MAX:
         raise UserError(
             f"{path}: has {about.st_size} bytes, expected at most {FILE_BYTES_MAX} (64 MiB)"
@@ -333,11 +336,24 @@ def parse_onnx(data: bytes, path: Path) -> ModelProto:
     """Bytes to a model, or a UserError. Nothing in the model is checked yet."""
     try:
         model = onnx.load_model_from_string(data)
-    except (DecodeError, UnicodeDecodeError):
+    except DecodeError:
         raise UserError(f"{path}: not an ONNX file") from None
     if not model.graph.node:
         raise UserError(f"{path}: not an ONNX file with a graph")
+    if not _is_text(model):
+        raise UserError(f"{path}: a name in it is not valid UTF-8")
     return model
+
+
+def _is_text(message: Message) -> bool:
+    """Whether all strings are text: protobuf hands out bytes for those that are not UTF-8."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_MESSAGE, field.TYPE_STRING):
+            continue
+        for part in [value] if isinstance(value, Message | str | bytes) else value:
+            if isinstance(part, bytes) or (isinstance(part, Message) and not _is_text(part)):
+                return False
+    return True
 
 
 def parse_policy(data: bytes, path: Path) -> PolicyFile:
@@ -391,16 +407,12 @@ def _file(path: Path, data: bytes, manifest: Manifest) -> PolicyFile:
 
 
 def _manifest_of(model: ModelProto, path: Path) -> Manifest:
-    try:
-        texts = [prop.value for prop in model.metadata_props if prop.key == METADATA_KEY]
-        names = [prop.key for prop in model.metadata_props]
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: metadata: not valid text") from None
+    texts = [prop.value for prop in model.metadata_props if prop.key == METADATA_KEY]
     if len(texts) != 1:
         raise UserError(
             f"{path}: metadata {METADATA_KEY!r} occurs {len(texts)} times, expected once; "
-            f"available: {listing(names)}; files of other projects are converted by "
-            "`plexus policy import`"
+            f"available: {listing(prop.key for prop in model.metadata_props)}; files of other "
+            "projects are converted by `plexus policy import`"
         )
     try:
         data = json.loads(texts[0], object_pairs_hook=_no_doubled_key)
@@ -436,8 +448,6 @@ def check_graph(model: ModelProto, manifest: Manifest, path: Path) -> None:
         _check_nodes(model)
         _check_interface(model, manifest)
         _check_values(model)
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: graph: a name in it is not valid text") from None
     except ValueError as error:
         raise UserError(f"{path}: graph: {error}") from None
 

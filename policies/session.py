@@ -34,9 +34,8 @@ from policies.manifest import (
 from robot.config import UserError, listing
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
-PROVIDERS: dict[
-    Provider, tuple[tuple[str, dict[str, Any]], ...]
-] = {  # asked for -> with its helpers
+# asked for -> ONNX Runtime's providers, the wanted one first
+PROVIDERS: dict[Provider, tuple[tuple[str, dict[str, Any]], ...]] = {
     "cpu": (("CPUExecutionProvider", {}),),
     "cuda": (
         ("CUDAExecutionProvider", {"use_tf32": 0}),  # TF32 has 10 bits: golden vectors would fail
@@ -99,13 +98,8 @@ class PolicySession:
         # On the CPU an OrtValue is the numpy buffer itself; a GPU has its own that must be filled.
         uploads = [(value, self.inputs[name]) for name, value in values.items()]
         self._uploads = tuple(uploads) if device == "cuda" else ()
-        zeros = {name: np.zeros(shapes[name], np.float32) for name in carried}
         self._carry = tuple(
-            {
-                name: ort.OrtValue.ortvalue_from_numpy(zero.copy(), device)
-                for name, zero in zeros.items()
-            }
-            for _ in range(2)
+            {name: _zeros(shapes[name], device) for name in carried} for _turn in range(2)
         )
         self._bindings = (session.io_binding(), session.io_binding())
         for turn, binding in enumerate(self._bindings):
@@ -155,6 +149,10 @@ class PolicySession:
             value = np.array(values[carry.name], np.float32).reshape(carry.shape)
             turn[f"carry_{carry.name}"].update_inplace(value)
         self._first[0, 0] = 0.0
+
+
+def _zeros(shape: tuple[int, ...], device: str) -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), device)
 
 
 def _open(

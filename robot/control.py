@@ -384,7 +384,8 @@ class Control:
     def _accept_command(self, out: PolicyInput, now_ns: int) -> None:
         """The operator's wish as the mode allows it: zeroed, within ranges, arms no faster."""
         authority, command = self.authority, self.authority.command
-        follow = self.machine.mode == Mode.POLICY and authority.fresh(now_ns)
+        # While targets are still blended a gait cannot unfold: a policy told to walk falls.
+        follow = self.machine.mode == Mode.POLICY and authority.fresh(now_ns) and self.ramp.done
         valid = command.valid if follow else 0
         out.command_instance = command.instance if follow else 0
         out.command_seq = command.seq if follow else 0

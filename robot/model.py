@@ -418,13 +418,12 @@ def _add_scene(spec: mujoco.MjSpec) -> None:
     )  # fmt: skip
     material = spec.add_material(name="floor", texrepeat=[1, 1], texuniform=True, reflectance=0.08)
     material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "floor"
-    world = spec.worldbody
-    world.add_geom(
-        name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 0.05], material="floor"
-    )
-    world.add_light(
-        name="sun", type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=[1, -2, 5],
-        dir=[-0.35, 0.45, -0.85], diffuse=[0.7, 0.69, 0.66], specular=[0.3, 0.3, 0.3],
+    plane = mujoco.mjtGeom.mjGEOM_PLANE
+    spec.worldbody.add_geom(name="floor", type=plane, size=[0, 0, 0.05], material="floor")
+    spec.worldbody.first_body().add_light(
+        name="sun", type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
+        mode=mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM, pos=[1, -1.2, 2.4],
+        dir=[-0.4, 0.48, -0.95], diffuse=[0.7, 0.69, 0.66], specular=[0.3, 0.3, 0.3],
     )  # fmt: skip
     spec.visual.headlight.ambient = [0.32, 0.33, 0.35]
     spec.visual.headlight.diffuse = [0.32, 0.32, 0.32]

@@ -162,33 +162,33 @@ class SafetyFilter:
 
     def _bound_torque(self, cmd: LowCmd, state: LowState, clip: Clip | None) -> Clip | None:
         """Torque between what the motor has and what the way to the limit leaves (steps 4, 7)."""
-        bound = self._torque_bound(state)
+        upper, lower = self._torque_bound(cmd, state)
         tau, rest, error = self.tau, self.rest, self.error
         np.subtract(cmd.joint_pos_target, state.joint_pos, out=error)
         np.multiply(cmd.stiffness, error, out=tau)
-        np.subtract(cmd.joint_vel_target, state.joint_vel, out=error)
-        np.multiply(error, cmd.damping, out=error)
+        np.multiply(cmd.damping, cmd.joint_vel_target, out=error)
         np.add(tau, error, out=tau)
-        np.add(tau, cmd.effort_ff, out=tau)
-        np.minimum(tau, bound[0], out=rest)
-        np.maximum(rest, bound[1], out=rest)
+        np.add(tau, cmd.effort_ff, out=tau)  # active torque; damping comes on top
+        np.minimum(tau, upper, out=rest)
+        np.maximum(rest, lower, out=rest)
         np.subtract(rest, tau, out=rest)  # what has to be added to stay inside
         if not rest.any():
             return None
         worst = int(np.abs(rest).argmax())
         side = 0 if rest[worst] < 0.0 else 1
-        at_limit = abs(bound[side, worst]) < self.effort_limit[worst]
+        at_limit = self.room[side, worst] < 1.0
         limiter = 2 if at_limit else 3
         self._shift(cmd, rest)
         bits = (clip.limiters if clip else 0) | (POSITION if at_limit else TORQUE)
         before = float(tau[worst])
         return Clip(bits, limiter, worst, before, before + float(rest[worst]))
 
-    def _torque_bound(self, state: LowState) -> NDArray[np.float64]:
-        """(2, N) N m: greatest and least torque; shrinks to 0 where braking would come too late.
+    def _torque_bound(self, cmd: LowCmd, state: LowState) -> NDArray[np.float64]:
+        """(2, N) N m: greatest and least active torque, i.e. torque without the damping term.
 
-        Speed towards a limit may be sqrt(2 a distance); a band below it the torque into the limit
-        starts to fade. Torque away from the limit keeps the motor's own bound.
+        With the damping it stays within the motor's limit. Speed towards a position limit may be
+        sqrt(2 a distance); a band below that, torque into the limit fades to 0. No active torque at
+        all is always legal: damping only brakes, and cancelling it one tick late would excite.
         """
         room, speed, bound = self.room, self.speed, self.bound
         np.multiply(self.sign, state.joint_pos, out=room)
@@ -200,8 +200,12 @@ class SafetyFilter:
         np.subtract(room, speed, out=room)
         np.multiply(room, self.inverse_band, out=room)
         np.maximum(room, 0.0, out=room)
-        np.minimum(room, 1.0, out=room)
+        np.minimum(room, 1.0, out=room)  # share of the torque that may push into the limit
+        np.multiply(speed, cmd.damping, out=speed)
+        np.add(speed, self.effort_limit, out=speed)  # what damping leaves of the motor's torque
         np.multiply(room, self.effort_limit, out=bound)
+        np.minimum(bound, speed, out=bound)
+        np.maximum(bound, 0.0, out=bound)
         np.multiply(bound, self.sign, out=bound)
         return bound
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from onnx import ModelProto
 
 from policies.importers import holosoma
-from policies.importers.graph import metadata
 from policies.manifest import Manifest, parse_onnx, read_bytes
 from robot.config import UserError
-
-if TYPE_CHECKING:
-    from robot.model import Robot
+from robot.model import Robot
 
 
 class Importer(NamedTuple):
@@ -44,10 +41,6 @@ def import_policy(path: Path, robot: Robot, name: str | None = None) -> tuple[Mo
     """
     data = read_bytes(path)
     model = parse_onnx(data, path)
-    try:
-        metadata(model)
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: metadata: not valid text") from None
     missing: list[str] = []
     for format_name, importer in IMPORTERS.items():
         lack = importer.detect(model)

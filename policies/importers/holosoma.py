@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto
@@ -26,9 +26,7 @@ from policies.manifest import (
 )
 from policies.session import PolicySession, golden_inputs, record_golden
 from robot.config import UserError, check, listing, short
-
-if TYPE_CHECKING:
-    from robot.model import Robot
+from robot.model import Robot
 
 METADATA = ("dof_names", "kp", "kd")  # JSON documents
 OPTIONAL = ("command_ranges", "action_scale")  # the first may also be null
@@ -230,9 +228,9 @@ def _action_scale(texts: dict[str, str], count: int, path: Path) -> list[float] 
     try:
         values = json.loads(text if text.lstrip().startswith("[") else f"[{text}]")
     except (ValueError, RecursionError):
-        values = None
+        values = []
     if _numbers(values, 1):
-        values *= count
+        return values * count
     if not _numbers(values, count):
         raise UserError(
             f"{path}: metadata action_scale: got {short(text)}, expected 1 or {count} numbers"
