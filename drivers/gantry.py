@@ -48,6 +48,9 @@ class Gantry:
 
     def apply(self, mode: Mode, time_s: float) -> None:
         """Move the hook as the mode asks and pull; call once per control period."""
+        if self.released and mode != Mode.PASSIVE:
+            self._passive_s = 0.0
+            return
         point = self._point_w()
         velocity = (point - self._last) / self._period_s
         self._last = point
@@ -55,7 +58,6 @@ class Gantry:
         force = self._data.xfrc_applied[self._body]
         if self.released:
             force[:] = 0.0
-            self.support_force = 0.0
             return
         pull = self.stiffness * (self.hook - point) - self.damping * velocity
         pull[2] = max(0.0, pull[2])
@@ -71,7 +73,7 @@ class Gantry:
         if self._passive_s > HOIST_AFTER_S:
             if self.released:
                 self.released = False
-                self.hook = point.copy()
+                self.hook, self._last = point.copy(), point
             self.hook[2] = min(self.hang_height, self.hook[2] + HOIST_SPEED * dt)
         if self.released or mode not in (Mode.STAND, Mode.POLICY, Mode.HOLD):
             self._slack_s = 0.0
@@ -80,7 +82,7 @@ class Gantry:
         slack = self.support_force < RELEASE_SHARE * self.weight
         self._slack_s = self._slack_s + dt if slack else 0.0
         if self._slack_s >= RELEASE_AFTER_S:
-            self.released, self.release_time_s = True, time_s
+            self.released, self.release_time_s, self.support_force = True, time_s, 0.0
 
     def _point_w(self) -> np.ndarray:
         data, body = self._data, self._body

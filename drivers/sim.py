@@ -16,6 +16,7 @@ from drivers.gantry import Gantry
 from robot.messages import LowCmd, LowState, Mode, Truth
 from robot.model import Robot, compile_model
 from robot.runs import SimConfig
+from robot.safety import block
 
 FREE_POS, FREE_VEL = 7, 6  # the floating base comes first in qpos and qvel
 
@@ -50,12 +51,13 @@ class SimDriver:
         self._noise = np.zeros_like(self._sigma)
         self._pos, self._vel = self.data.qpos[FREE_POS:], self.data.qvel[FREE_VEL:]
         self._accel = self.data.sensor("pelvis_accel").data
-        self._gain, self._bias = self.model.actuator_gainprm, self.model.actuator_biasprm
-        self._range = self.model.actuator_forcerange
-        self._fall = 1.0 / max(1e-6, 1.0 - config.corner_speed)
         self._inverse_speed = 1.0 / robot.velocity_limit
+        self._share = np.zeros(n)  # (N,) speed over the velocity limit
+        self._derated = True
+        self._gains = np.zeros(2 * n + 1)
+        self._seen: tuple[LowCmd, NDArray] | None = None
         delay_ticks = round(config.actuator_delay_ms * 1e6 / period_ns)
-        self._delayed: list[NDArray] = [np.zeros((5, n)) for _ in range(delay_ticks + 1)]
+        self._delayed: list[NDArray] = [np.zeros(5 * n + 4) for _ in range(delay_ticks + 1)]
         self._place()
         self.gantry = Gantry(robot, self.model, self.data, period_ns * 1e-9)
 
@@ -67,7 +69,6 @@ class SimDriver:
         mujoco.mj_forward(self.model, self.data)
         self.data.qpos[2] -= lowest_foot_point(self.model, self.data)
         mujoco.mj_forward(self.model, self.data)
-        self._delayed[0][0] = self._pos
 
     def open(self) -> None:
         """Nothing to connect to."""
@@ -90,8 +91,7 @@ class SimDriver:
         """Apply the command that the delay lets through, and advance physics by one period."""
         begin = time.thread_time_ns()
         newest = self._delayed.pop()
-        for row, name in enumerate(_ROWS):
-            newest[row] = getattr(cmd, name)
+        np.copyto(newest, self._block_of(cmd))
         self._delayed.insert(0, newest)
         self._drive(self._delayed[-1])
         self.gantry.apply(Mode(cmd.mode), self._time_ns * 1e-9)
@@ -100,22 +100,40 @@ class SimDriver:
         self._time_ns += self._period_ns
         self.physics_cpu_ns += time.thread_time_ns() - begin
 
-    def _drive(self, rows: NDArray) -> None:
+    def _block_of(self, cmd: LowCmd) -> NDArray:
+        """The five arrays of a command as one view."""
+        if self._seen is None or self._seen[0] is not cmd:
+            self._seen = cmd, block(cmd, "joint_pos_target", "damping")
+        return self._seen[1]
+
+    def _drive(self, values: NDArray) -> None:
         """Motor torque = kp (q* - q) + kd (dq* - dq) + ff within the torque-speed curve."""
-        target, velocity, effort, stiffness, damping = rows
-        self._gain[:, 0] = stiffness
-        self._bias[:, 1] = -stiffness
-        self._bias[:, 2] = -damping
+        n = self.robot.num_joints
+        stride = n + 1  # a count word lies between two arrays
+        target, feed, gains = values[:n], values[stride : 3 * stride - 1], values[3 * stride :]
         self.data.ctrl[:] = target
-        if velocity.any() or effort.any():
-            self.data.qfrc_applied[FREE_VEL:] = damping * velocity + effort
-        else:
-            self.data.qfrc_applied[FREE_VEL:] = 0.0
-        # Above the corner speed torque in the direction of motion falls to 0 at the speed limit.
-        share = np.multiply(self._vel, self._inverse_speed)
-        limit = self.robot.effort_limit
-        self._range[:, 1] = limit * np.clip((1.0 - share) * self._fall, 0.0, 1.0)
-        self._range[:, 0] = -limit * np.clip((1.0 + share) * self._fall, 0.0, 1.0)
+        if not np.array_equal(gains, self._gains):
+            self._gains[:] = gains
+            self.model.actuator_gainprm[:, 0] = gains[:n]
+            self.model.actuator_biasprm[:, 1] = -gains[:n]
+            self.model.actuator_biasprm[:, 2] = -gains[stride:]
+        applied = self.data.qfrc_applied[FREE_VEL:]
+        applied[:] = 0.0
+        if feed[:n].any() or feed[stride:].any():
+            applied[:] = gains[stride:] * feed[:n] + feed[stride:]
+        self._limit_torque()
+
+    def _limit_torque(self) -> None:
+        """Above the corner speed, torque in the direction of motion falls to 0 at the limit."""
+        share = np.multiply(self._vel, self._inverse_speed, out=self._share)
+        fast = max(share.max(), -share.min()) > self.config.corner_speed
+        if not fast and not self._derated:
+            return
+        self._derated = fast
+        limit, fall = self.robot.effort_limit, 1.0 / (1.0 - self.config.corner_speed + 1e-9)
+        ranges = self.model.actuator_forcerange
+        ranges[:, 1] = limit * np.clip((1.0 - share) * fall, 0.0, 1.0)
+        ranges[:, 0] = -limit * np.clip((1.0 + share) * fall, 0.0, 1.0)
 
     def truth(self, truth: Truth) -> bool:
         """The world as it is, without noise."""
@@ -131,9 +149,6 @@ class SimDriver:
 
     def close(self) -> None:
         """Nothing to let go."""
-
-
-_ROWS = ("joint_pos_target", "joint_vel_target", "effort_ff", "stiffness", "damping")
 
 
 def lowest_foot_point(model: mujoco.MjModel, data: mujoco.MjData) -> float:

@@ -191,10 +191,10 @@ def verify_golden(session: PolicySession, manifest: Manifest) -> float:
     Raises:
         UserError: it is above GOLDEN_TOLERANCE, or the graph fails while running.
     """
-    computed = record_golden(session, manifest.golden.inputs).outputs
+    computed = _replay(session, manifest.golden.inputs)
     worst = 0.0
     for name, rows in manifest.golden.outputs.items():
-        difference = np.abs(np.array(computed[name]) - np.array(rows))
+        difference = np.abs(computed[name] - np.array(rows))
         highest = float(difference.max())
         worst = max(worst, highest)
         if not highest <= GOLDEN_TOLERANCE:  # also where it is not a number
@@ -207,31 +207,43 @@ def verify_golden(session: PolicySession, manifest: Manifest) -> float:
 
 
 def record_golden(session: PolicySession, inputs: Mapping[str, ArrayLike]) -> Golden:
-    """Run `inputs` (name -> step -> flat values) from the start of an episode and keep everything.
+    """Test vectors from `inputs` (name -> step -> flat values), run from the start of an episode.
 
-    Inputs that are not given stay zero, except `first`, which the session handles.
+    Inputs that are not given stay as they are, except `first`, which the session handles.
+
+    Raises:
+        UserError: the graph fails while running or yields something that is not finite.
     """
+    outputs = _replay(session, inputs)
+    for name, rows in outputs.items():
+        if not np.isfinite(rows).all():
+            raise UserError(f"{session.manifest.name}: {name} is not finite on plausible inputs")
+    return Golden(
+        inputs={name: _rows(np.array(rows, np.float32)) for name, rows in inputs.items()},
+        outputs={name: _rows(rows) for name, rows in outputs.items()},
+    )
+
+
+def _replay(
+    session: PolicySession, inputs: Mapping[str, ArrayLike]
+) -> dict[str, NDArray[np.float32]]:
+    """Output name -> (steps, n) of one episode from its start; the session is reset afterwards."""
     given = {name: np.array(rows, np.float32) for name, rows in inputs.items()}
     outputs: dict[str, list[NDArray[np.float32]]] = {}
     session.reset()
     try:
         for step in range(len(next(iter(given.values())))):
             session.step(**{name: rows[step] for name, rows in given.items()})
-            carry = {f"carry_{name}_next": value for name, value in session.carry().items()}
-            results = {
-                "joint_pos_target": session.joint_pos_target,
-                "observation": session.observation,
-            }
-            for name, value in (results | carry).items():
+            results = {f"carry_{name}_next": value for name, value in session.carry().items()}
+            results["joint_pos_target"] = session.joint_pos_target
+            results["observation"] = session.observation
+            for name, value in results.items():
                 outputs.setdefault(name, []).append(np.array(value).ravel())
     except RUNTIME_ERRORS as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{session.manifest.name}: fails while running: {reason}") from None
     session.reset()
-    return Golden(
-        inputs={name: _rows(rows) for name, rows in given.items()},
-        outputs={name: _rows(rows) for name, rows in outputs.items()},
-    )
+    return {name: np.array(rows) for name, rows in outputs.items()}
 
 
 def golden_inputs(manifest: Manifest, steps: int = 12, seed: int = 0) -> dict[str, NDArray]:
@@ -261,6 +273,6 @@ def golden_inputs(manifest: Manifest, steps: int = 12, seed: int = 0) -> dict[st
     return {name: rows.astype(np.float32) for name, rows in inputs.items()}
 
 
-def _rows(values: Any) -> tuple[tuple[float, ...], ...]:
+def _rows(values: NDArray[np.float32]) -> tuple[tuple[float, ...], ...]:
     """Steps of flat values as plain numbers; 9 digits hold a float32 exactly."""
-    return tuple(tuple(float(f"{x:.9g}") for x in np.ravel(row)) for row in values)
+    return tuple(tuple(float(f"{x:.9g}") for x in row) for row in values)

@@ -124,6 +124,9 @@ class Control:
         self.intervention: Intervention = codecs["intervention"].new()
         self.truth: Truth = codecs["truth"].new()
         self.target: Target = codecs["target"].new()
+        # Both list the same five arrays in the same order, so one copy moves all.
+        self._cmd_block = safety.block(self.cmd, "joint_pos_target", "damping")
+        self._target_block = safety.block(self.target, "joint_pos_target", "damping")
         self.info: PolicyInfo = codecs["policy_info"].new()
         self.authority = Authority(codecs["command.script"].new(), timing_factor)
         self.marks = [0, 0, 0]  # ns: state read, target validated, write begins
@@ -477,17 +480,13 @@ class Control:
 
     def _fill(self, cmd: LowCmd, source: str) -> None:
         """What the source alone would send."""
+        if source == "policy":
+            np.copyto(self._cmd_block, self._target_block)
+            return
         robot = self.robot
         cmd.joint_vel_target[:] = 0.0
         cmd.effort_ff[:] = 0.0
-        if source == "policy":
-            target = self.target
-            cmd.joint_pos_target[:] = target.joint_pos_target
-            cmd.joint_vel_target[:] = target.joint_vel_target
-            cmd.effort_ff[:] = target.effort_ff
-            cmd.stiffness[:] = target.stiffness
-            cmd.damping[:] = target.damping
-        elif source in ("stand", "crouch"):
+        if source in ("stand", "crouch"):
             pose = robot.stand_joint_pos if source == "stand" else robot.crouch_joint_pos
             cmd.joint_pos_target[:] = pose
             cmd.stiffness[:] = robot.stand_stiffness

@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import AfterValidator, Field, model_validator
 
-from robot.config import CONFIGS, REPOSITORY, Strict, UserError, check, listing, parse_yaml, read_text
+from robot.config import (
+    CONFIGS,
+    REPOSITORY,
+    Strict,
+    UserError,
+    check,
+    listing,
+    parse_yaml,
+    read_text,
+)
 
 FloatArray = NDArray[np.float64]
 Collisions = Literal["full", "feet"]
@@ -347,11 +356,15 @@ def _name_mistakes(file: RobotFile, model: mujoco.MjModel) -> Iterator[Mistake]:
     """Joints and actuators must be those of the rows, in their order."""
     rows = [row.name for row in file.joints]
     hinges = [
-        model.joint(i).name for i in range(model.njnt) if model.jnt_type[i] == mujoco.mjtJoint.mjJNT_HINGE
+        model.joint(i).name
+        for i in range(model.njnt)
+        if model.jnt_type[i] == mujoco.mjtJoint.mjJNT_HINGE
     ]
     for at, name in enumerate(rows):
         if name not in hinges:
-            expected = f"expected a joint of {file.model}; available: {listing(_nearest(name, hinges))}"
+            expected = (
+                f"expected a joint of {file.model}; available: {listing(_nearest(name, hinges))}"
+            )
             yield ("joints", at, "name"), f'joint "{name}" is unknown; {expected}'
     for name in hinges:
         if name not in rows:
@@ -362,7 +375,10 @@ def _name_mistakes(file: RobotFile, model: mujoco.MjModel) -> Iterator[Mistake]:
             yield ("joints", at, "name"), f'joint "{name}" is out of order; {expected}'
     actuators = [model.actuator(i).name for i in range(model.nu)]
     if actuators != hinges:
-        yield ("model",), f"{file.model}: expected one actuator per joint, of its name, in its order"
+        yield (
+            ("model",),
+            f"{file.model}: expected one actuator per joint, of its name, in its order",
+        )
 
 
 def _nearest(name: str, known: Sequence[str]) -> list[str]:
@@ -384,7 +400,9 @@ def _figure_mistakes(
         if not np.allclose(got, expected, rtol=SAME, atol=0.0 if where else SAME):
             label = " ".join(where) or field
             unit = {"position_limit": "rad", "effort_limit": "N m"}.get(label, "kg m^2")
-            figures = f"got {_figures(got)}, expected {_figures(expected)} {unit} as in {file.model}"
+            figures = (
+                f"got {_figures(got)}, expected {_figures(expected)} {unit} as in {file.model}"
+            )
             yield ("joints", at, field), f'joint "{row.name}": {label}: {figures}'
 
 
@@ -416,20 +434,23 @@ def _add_scene(spec: mujoco.MjSpec) -> None:
         rgb1=[0.74, 0.76, 0.78], rgb2=[0.69, 0.71, 0.735], width=512, height=512,
         mark=mujoco.mjtMark.mjMARK_EDGE, markrgb=[0.84, 0.85, 0.86],
     )  # fmt: skip
-    material = spec.add_material(name="floor", texrepeat=[1, 1], texuniform=True, reflectance=0.08)
+    material = spec.add_material(name="floor", texrepeat=[1, 1], texuniform=True)
     material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "floor"
     plane = mujoco.mjtGeom.mjGEOM_PLANE
-    spec.worldbody.add_geom(name="floor", type=plane, size=[0, 0, 0.05], material="floor")
+    # A plane's shadow on itself would be noise.
+    spec.worldbody.add_geom(
+        name="floor", type=plane, size=[0, 0, 0.05], material="floor", castshadow=False
+    )
     spec.worldbody.first_body().add_light(
         name="sun", type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
         mode=mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM, pos=[1, -1.2, 2.4],
-        dir=[-0.4, 0.48, -0.95], diffuse=[0.7, 0.69, 0.66], specular=[0.3, 0.3, 0.3],
+        dir=[-0.4, 0.48, -0.95], diffuse=[0.6, 0.59, 0.57], specular=[0.3, 0.3, 0.3],
     )  # fmt: skip
-    spec.visual.headlight.ambient = [0.32, 0.33, 0.35]
+    spec.visual.headlight.ambient = [0.36, 0.37, 0.39]
     spec.visual.headlight.diffuse = [0.32, 0.32, 0.32]
     spec.visual.headlight.specular = [0.1, 0.1, 0.1]
     spec.visual.rgba.haze = [0.9, 0.92, 0.94, 1]
     spec.visual.map.haze = 0.35
-    spec.visual.quality.shadowsize = 4096
+    spec.visual.quality.shadowsize = 2048
     spec.visual.global_.offwidth, spec.visual.global_.offheight = 1920, 1080
     spec.stat.center, spec.stat.extent = [0, 0, 0.7], 2.0

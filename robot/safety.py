@@ -70,13 +70,13 @@ def block(message: Message, first: str, last: str) -> NDArray[np.float64]:
 class Gate:
     """Refuses impossible content: not finite, or a quaternion that is none. Counts it.
 
-    A sum compared with itself would miss a single infinity; a dot product with zeros does not.
+    A sum compared with itself would miss a single infinity; isfinite does not.
     """
 
     def __init__(self, first: str, last: str, bucket: int) -> None:
         self.first, self.last = first, last
         self.bucket = LeakyBucket(bucket)
-        self._views: dict[int, tuple[NDArray, NDArray]] = {}  # by message buffer
+        self._views: dict[int, tuple[NDArray, NDArray]] = {}  # by message: values, scratch
 
     def admits(self, message: Message) -> bool:
         """True if every number is finite and gains are not negative; counts either way."""
@@ -85,14 +85,13 @@ class Gate:
         return good
 
     def _good(self, message: Message) -> bool:
-        key = id(message.buffer)
+        key = id(message)
         if key not in self._views:
             values = block(message, self.first, self.last)
-            self._views[key] = values, np.zeros_like(values)
-        values, zeros = self._views[key]
-        with np.errstate(invalid="ignore"):
-            if values.dot(zeros) != 0.0:
-                return False
+            self._views[key] = values, np.empty(len(values), bool)
+        values, finite = self._views[key]
+        if not np.isfinite(values, out=finite).all():
+            return False
         if isinstance(message, LowState):
             w, x, y, z = message.imu_quat_wxyz.tolist()
             return abs(math.sqrt(w * w + x * x + y * y + z * z) - 1.0) <= QUAT_TOLERANCE
@@ -119,7 +118,8 @@ class SafetyFilter:
         self.sign = np.array([[1.0], [-1.0]])
         self.limit = np.stack([robot.position_limit[:, 1], -robot.position_limit[:, 0]])  # (2, N)
         self.twice_braking = 2.0 * robot.safety.braking_acceleration
-        self.stiffness_max, self.damping_max = robot.stiffness_max, robot.damping_max
+        self._gain_max = (robot.stiffness_max, robot.damping_max)
+        self._gains: tuple[NDArray, NDArray, NDArray] | None = None  # of the command's block
         self.previous = np.full(n, np.nan)  # (N,) rad, position target sent last
         self.room, self.speed, self.bound = np.empty((3, 2, n))  # (2, N) scratch each
         self.tau, self.rest, self.error = np.empty((3, n))  # (N,) scratch each
@@ -135,15 +135,21 @@ class SafetyFilter:
         return self._bound_torque(cmd, state, clip) or clip
 
     def _bound_gains(self, cmd: LowCmd) -> Clip | None:
-        clip = None
-        for gain, most in ((cmd.stiffness, self.stiffness_max), (cmd.damping, self.damping_max)):
-            np.subtract(gain, most, out=self.rest)
-            worst = int(self.rest.argmax())
-            if self.rest[worst] > 0.0:
-                before = float(gain[worst])
-                np.minimum(gain, most, out=gain)
-                clip = Clip(GAIN, 0, worst, before, float(gain[worst]))
-        return clip
+        gains, most, rest = self._gains or self._gain_block(cmd)
+        np.subtract(gains, most, out=rest)
+        if rest.max() <= 0.0:
+            return None
+        at = int(rest.argmax())
+        before = float(gains[at])
+        np.minimum(gains, most, out=gains)
+        return Clip(GAIN, 0, at % (len(self.previous) + 1), before, float(gains[at]))
+
+    def _gain_block(self, cmd: LowCmd) -> tuple[NDArray, NDArray, NDArray]:
+        """Stiffness and damping as one view, with the count word between them let pass."""
+        gains = block(cmd, "stiffness", "damping")
+        most = np.concatenate([self._gain_max[0], [np.inf], self._gain_max[1]])
+        self._gains = gains, most, np.empty_like(gains)
+        return self._gains
 
     def _bound_step(self, cmd: LowCmd, state: LowState) -> Clip | None:
         """Jumps of the target from one tick to the next (faults.md 4, step 5)."""
@@ -152,9 +158,9 @@ class SafetyFilter:
         target = cmd.joint_pos_target
         np.subtract(target, self.previous, out=self.error)
         np.abs(self.error, out=self.rest)
-        worst = int(self.rest.argmax())
-        if self.rest[worst] <= self.step_limit:
+        if self.rest.max() <= self.step_limit:
             return None
+        worst = int(self.rest.argmax())
         before = float(target[worst])
         np.clip(self.error, -self.step_limit, self.step_limit, out=self.error)
         np.add(self.previous, self.error, out=target)

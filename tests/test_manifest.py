@@ -536,7 +536,7 @@ GRAPH_REFUSALS: dict[str, tuple[Callable[[ModelProto], Any], str]] = {
         "operator sets [99], expected one of 11 to 22"),
     "no opset": (lambda m: m.ClearField("opset_import"), "operator sets []"),
     "IR": (lambda m: setattr(m, "ir_version", 14), "IR version 14, expected 3 to 10"),
-    "external weight": (_external_weight, "weight 'gain' of shape [4, 15] is kept outside the file"),
+    "external weight": (_external_weight, "weight 'gain' of shape [4, 15] is kept outside"),
     "external sparse": (_external_sparse, OUTSIDE),
     "external constant": (_external_constant, OUTSIDE),
     "external sparse constant": (_external_sparse_constant, OUTSIDE),

@@ -44,7 +44,7 @@ class Graph:
         for node in model.graph.node:
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
-            copy.name = f"net/{node.name}"
+            copy.name = f"net/{node.name}" if node.name else ""  # names must differ, "" may repeat
             copy.input[:] = [name(old) for old in node.input]
             copy.output[:] = [name(old) for old in node.output]
             self.nodes.append(copy)

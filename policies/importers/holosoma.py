@@ -18,12 +18,7 @@ import numpy as np
 from onnx import ModelProto
 
 from policies.importers.graph import Graph, metadata, shapes
-from policies.manifest import (
-    Manifest,
-    input_shapes,
-    output_shapes,
-    pack_policy,
-)
+from policies.manifest import Manifest, input_shapes, output_shapes, pack_policy
 from policies.session import PolicySession, golden_inputs, record_golden
 from robot.config import UserError, check, listing, short
 from robot.model import Robot
@@ -72,7 +67,7 @@ def detect(model: ModelProto) -> str | None:
         return f"metadata {listing(missing)}"
     try:
         json.loads(texts["dof_names"])
-    except ValueError:
+    except (ValueError, RecursionError):
         return "metadata dof_names as JSON"
     return None
 
@@ -178,7 +173,7 @@ def _check_joints(joints: Any, robot: Robot, path: Path) -> None:
     if foreign or len(joints) != robot.num_joints or len(set(joints)) != len(joints):
         raise UserError(
             f"{path}: metadata dof_names: a policy for another robot than {robot.name}: "
-            f"{len(joints)} joints, unknown here: {listing(foreign)}; "
+            f"{len(joints)} joints, unknown here: {listing(map(repr, foreign))}; "
             f"available: {listing(robot.joint_names)}"
         )
     if robot.name not in DEFAULT_POSE:
@@ -283,8 +278,8 @@ def _terms(graph: Graph) -> list[str]:
     restart = constant("restart", [[0.0, math.pi]])
     add("Where", [moving, wrapped, restart], "carry_phase_next")
 
-    # (0, 0, -1) in the IMU's frame is quadratic in the quaternion: 2 (wy - xz), -2 (wx + yz),
-    # z2 ... as one matrix on the 16 products of its components.
+    # World's (0, 0, -1) in the IMU's frame is quadratic in the quaternion, (2 (wy - xz),
+    # -2 (wx + yz), x² + y² - w² - z²): one matrix on the 16 products of its components.
     products = np.zeros((4, 4, 3))  # of (w, x, y, z) with (w, x, y, z) -> gravity
     products[0, 2, 0], products[1, 3, 0] = 2, -2
     products[0, 1, 1], products[2, 3, 1] = -2, -2
