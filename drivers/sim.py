@@ -54,7 +54,7 @@ class SimDriver:
         self._inverse_speed = 1.0 / robot.velocity_limit
         self._share = np.zeros(n)  # (N,) speed over the velocity limit
         self._derated = True
-        self._gains = np.zeros(2 * n + 1)
+        self._applied = b""  # all but the position targets, as applied last
         self._seen: tuple[LowCmd, NDArray] | None = None
         delay_ticks = round(config.actuator_delay_ms * 1e6 / period_ns)
         self._delayed: list[NDArray] = [np.zeros(5 * n + 4) for _ in range(delay_ticks + 1)]
@@ -109,18 +109,16 @@ class SimDriver:
     def _drive(self, values: NDArray) -> None:
         """Motor torque = kp (q* - q) + kd (dq* - dq) + ff within the torque-speed curve."""
         n = self.robot.num_joints
-        stride = n + 1  # a count word lies between two arrays
-        target, feed, gains = values[:n], values[stride : 3 * stride - 1], values[3 * stride :]
-        self.data.ctrl[:] = target
-        if not np.array_equal(gains, self._gains):
-            self._gains[:] = gains
-            self.model.actuator_gainprm[:, 0] = gains[:n]
-            self.model.actuator_biasprm[:, 1] = -gains[:n]
-            self.model.actuator_biasprm[:, 2] = -gains[stride:]
-        applied = self.data.qfrc_applied[FREE_VEL:]
-        applied[:] = 0.0
-        if feed[:n].any() or feed[stride:].any():
-            applied[:] = gains[stride:] * feed[:n] + feed[stride:]
+        self.data.ctrl[:] = values[:n]
+        raw = values[n:].tobytes()
+        if raw != self._applied:
+            self._applied = raw
+            # Behind each array of n numbers lies one count word.
+            velocity, effort, stiffness, damping = values[n:].reshape(4, n + 1)[:, 1:]
+            self.model.actuator_gainprm[:, 0] = stiffness
+            self.model.actuator_biasprm[:, 1] = -stiffness
+            self.model.actuator_biasprm[:, 2] = -damping
+            self.data.qfrc_applied[FREE_VEL:] = damping * velocity + effort
         self._limit_torque()
 
     def _limit_torque(self) -> None:
@@ -132,8 +130,8 @@ class SimDriver:
         self._derated = fast
         limit, fall = self.robot.effort_limit, 1.0 / (1.0 - self.config.corner_speed + 1e-9)
         ranges = self.model.actuator_forcerange
-        ranges[:, 1] = limit * np.clip((1.0 - share) * fall, 0.0, 1.0)
-        ranges[:, 0] = -limit * np.clip((1.0 + share) * fall, 0.0, 1.0)
+        ranges[:, 1] = limit * np.minimum(np.maximum((1.0 - share) * fall, 0.0), 1.0)
+        ranges[:, 0] = -limit * np.minimum(np.maximum((1.0 + share) * fall, 0.0), 1.0)
 
     def truth(self, truth: Truth) -> bool:
         """The world as it is, without noise."""

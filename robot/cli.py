@@ -1,4 +1,4 @@
-"""The `plexus` command: one function per subcommand; a user's mistake is one sentence, exit code 2."""
+"""The `plexus` command: one function per subcommand; a user's mistake is one sentence."""
 
 from __future__ import annotations
 
@@ -308,9 +308,6 @@ def _add_rates(result: dict[str, Any], manager: Any, elapsed: float) -> None:
     result["policy"] = info.name if info is not None else None
     result["seconds"] = round(elapsed, 3)
     result["nodes"] = {name: child.state for name, child in manager.children.items()}
-    if control := result.get("control"):
-        control["rate_hz"] = round(control["executed_ticks"] / elapsed, 1)
-        result["pilot"] = {"rate_hz": round(result["policy_ticks"] / elapsed, 1)}
 
 
 def truth_pose(truth: Any) -> tuple[float, Any]:

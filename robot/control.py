@@ -457,13 +457,13 @@ class Control:
         clipped = self._clip is not None
         self._clipped_share = self._clip_second.count(clipped)
         self._clipped_half = self._clip_half.count(clipped)
-        cmd.now_ns, cmd.tick, cmd.state_tick = now_ns, self.tick, self.state.tick
-        cmd.target_instance, cmd.target_seq = self.target.instance, self.target.seq
-        cmd.command_instance = self.authority.command.instance
-        cmd.command_seq = self.authority.command.seq
-        cmd.heartbeat_seq = self._heartbeat_seq
-        cmd.clipped = self._clip.limiters if self._clip else 0
-        cmd.mode = mode
+        command = self.authority.command
+        # In the order of LowCmd's scalars.
+        cmd.set_scalars(
+            now_ns, self.tick, self.state.tick, self.target.instance, self.target.seq,
+            command.instance, command.seq, self._heartbeat_seq,
+            self._clip.limiters if self._clip else 0, mode,
+        )  # fmt: skip
 
     def _change_source(self, source: str) -> None:
         """Begin the ramp away from what was sent last; damping and off begin at once."""

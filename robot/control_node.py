@@ -117,6 +117,7 @@ class Stopwatch:
         """Totals of the process; the rings start again."""
         timing = self.timing
         timing.skipped_ticks, timing.executed_ticks = rate.skipped, rate.executed
+        timing.elapsed_ns = rate.deadline_ns - rate.start_ns
         timing.minor_faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
         timing.collections = self.collections
         timing.allocated_blocks = sys.getallocatedblocks()

@@ -169,6 +169,10 @@ class Message:
         """Fill the part of the header that changes from message to message."""
         _STAMP.pack_into(self.buffer, 8 + 16, instance, seq, stamp_ns)
 
+    def set_scalars(self, *values: int | float) -> None:
+        """Write all scalars after the header at once, in declared order (for the control tick)."""
+        self.codec.scalars.pack_into(self.buffer, self.codec.scalars_at, *values)
+
     def copy_from(self, other: Message) -> None:
         """Take over all bytes of a message of the same layout."""
         self.buffer[:] = other.buffer
@@ -228,6 +232,12 @@ class Codec(Generic[MessageT]):
         lengths = ",".join(f"{slot.name}={slot.count}" for slot in self.slots)
         self.schema_hash = hash64(f"{self.name}\n{self.text}\n{lengths}")
         self._guard, self._expected = self._make_guard()
+        own = [s for s in self.slots[len(message_fields(Message)) :] if s.kind == "scalar"]
+        # Scalars come first and from large to small, so that CDR leaves no gap between them.
+        self.scalars = struct.Struct("<" + "".join(STRUCT_CODE[s.type] for s in own))
+        self.scalars_at = 8 + (own[0].offset if own else 0)
+        ends = [s.offset + s.nbytes for s in own]
+        assert not own or ends[-1] - own[0].offset == self.scalars.size, f"{self.name}: gap"
 
     def new(self) -> MessageT:
         """A zeroed message with header constants and counts in place."""
@@ -273,8 +283,9 @@ def hash64(text: str) -> int:
 
 def message_fields(message: type[Message]) -> tuple[_Field, ...]:
     """Fields in declaration order, the common header first."""
+    header = [f for f in vars(Message).values() if isinstance(f, _Field)]
     own = [f for f in vars(message).values() if isinstance(f, _Field)]
-    return tuple([f for f in vars(Message).values() if isinstance(f, _Field)] + own)
+    return tuple(header if message is Message else header + own)
 
 
 def message_text(message: type[Message]) -> str:
@@ -505,6 +516,7 @@ class Timing(Message):
 
     skipped_ticks = Scalar("uint64", "whole periods skipped so far")
     executed_ticks = Scalar("uint64", "ticks executed so far")
+    elapsed_ns = Scalar("int64", "from the schedule's origin to the newest tick's deadline", "ns")
     minor_faults = Scalar("uint64", "page faults of the control thread so far")
     collections = Scalar("uint64", "garbage collections in control so far")
     allocated_blocks = Scalar("int64", "interpreter memory blocks in use")

@@ -1,5 +1,8 @@
 """Robots as data: reads robot.yaml, holds it against its MJCF, and builds the MuJoCo scene."""
 
+# MuJoCo's compiled bindings carry no types.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import hashlib
@@ -29,7 +32,7 @@ FloatArray = NDArray[np.float64]
 Collisions = Literal["full", "feet"]
 
 FULL_TURN = 2 * math.pi
-SAME = 1e-6  # robot.yaml may round the MJCF's figures to this
+SAME = 1e-6  # relative; robot.yaml may round the MJCF's figures
 
 
 def _angle(value: float) -> float:
@@ -44,7 +47,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 class Motor(Strict):
-    """One type of motor, as the joint feels it: behind its gear, and doubled in a linkage of two."""
+    """One type of motor as the joint feels it: behind its gear, doubled in a linkage of two."""
 
     reflected_inertia: Positive
     """kg m^2, the rotor's times the square of the gear ratio."""
@@ -168,7 +171,7 @@ class Robot:
     crouch_joint_pos: FloatArray
     """(N,) rad."""
     damp_damping: FloatArray
-    """(N,) N m s/rad."""
+    """(N,) N m s/rad, alone in DAMP."""
     stiffness_max: FloatArray
     """(N,) N m/rad."""
     damping_max: FloatArray
@@ -362,9 +365,8 @@ def _name_mistakes(file: RobotFile, model: mujoco.MjModel) -> Iterator[Mistake]:
     ]
     for at, name in enumerate(rows):
         if name not in hinges:
-            expected = (
-                f"expected a joint of {file.model}; available: {listing(_nearest(name, hinges))}"
-            )
+            near = listing(_nearest(name, hinges))
+            expected = f"expected a joint of {file.model}; available: {near}"
             yield ("joints", at, "name"), f'joint "{name}" is unknown; {expected}'
     for name in hinges:
         if name not in rows:
@@ -373,12 +375,8 @@ def _name_mistakes(file: RobotFile, model: mujoco.MjModel) -> Iterator[Mistake]:
         if name != hinge:
             expected = f'expected "{hinge}", the order of {file.model}'
             yield ("joints", at, "name"), f'joint "{name}" is out of order; {expected}'
-    actuators = [model.actuator(i).name for i in range(model.nu)]
-    if actuators != hinges:
-        yield (
-            ("model",),
-            f"{file.model}: expected one actuator per joint, of its name, in its order",
-        )
+    if [model.actuator(i).name for i in range(model.nu)] != hinges:
+        yield ("model",), f"{file.model}: expected one actuator per joint, named and ordered alike"
 
 
 def _nearest(name: str, known: Sequence[str]) -> list[str]:
@@ -389,21 +387,19 @@ def _nearest(name: str, known: Sequence[str]) -> list[str]:
 def _figure_mistakes(
     at: int, row: JointRow, file: RobotFile, model: mujoco.MjModel
 ) -> Iterator[Mistake]:
-    motor = file.motors[row.motor]
-    joint = model.joint(row.name)
-    effort = motor.effort_limit
-    for field, where, got, expected in (
-        ("position_limit", (), row.position_limit, joint.range),
-        ("motor", ("effort_limit",), [-effort, effort], model.actuator(row.name).forcerange),
-        ("motor", ("reflected_inertia",), [motor.reflected_inertia], joint.armature),
+    """Limits, efforts and inertias are written in both files, so that each can be read alone."""
+    motor, effort = file.motors[row.motor], file.motors[row.motor].effort_limit
+    joint, actuator = model.joint(row.name), model.actuator(row.name)
+    of_motor = f" of motor {row.motor}"
+    for key, name, unit, got, expected in (
+        ("position_limit", "", "rad", row.position_limit, joint.range),
+        ("motor", "effort_limit", "N m", [-effort, effort], actuator.forcerange),
+        ("motor", "reflected_inertia", "kg m^2", motor.reflected_inertia, joint.armature),
     ):
-        if not np.allclose(got, expected, rtol=SAME, atol=0.0 if where else SAME):
-            label = " ".join(where) or field
-            unit = {"position_limit": "rad", "effort_limit": "N m"}.get(label, "kg m^2")
-            figures = (
-                f"got {_figures(got)}, expected {_figures(expected)} {unit} as in {file.model}"
-            )
-            yield ("joints", at, field), f'joint "{row.name}": {label}: {figures}'
+        if not np.allclose(got, expected, rtol=SAME, atol=0):
+            what = name + of_motor if name else key
+            figures = f"got {_figures(got)}, expected {_figures(expected)} {unit}"
+            yield ("joints", at, key), f'joint "{row.name}": {what}: {figures} as in {file.model}'
 
 
 def _figures(values: ArrayLike) -> str:
@@ -424,13 +420,13 @@ def _place_mistakes(file: RobotFile, model: mujoco.MjModel) -> Iterator[Mistake]
 
 def _add_scene(spec: mujoco.MjSpec) -> None:
     """Floor (geom "floor", to be deleted where terrain replaces it), lights, sky and haze."""
-    gradient = mujoco.mjtBuiltin.mjBUILTIN_GRADIENT
+    built = mujoco.mjtBuiltin
     spec.add_texture(
-        name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=gradient,
+        name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=built.mjBUILTIN_GRADIENT,
         rgb1=[0.62, 0.72, 0.83], rgb2=[0.93, 0.94, 0.95], width=256, height=1536,
     )  # fmt: skip
     spec.add_texture(
-        name="floor", type=mujoco.mjtTexture.mjTEXTURE_2D, builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
+        name="floor", type=mujoco.mjtTexture.mjTEXTURE_2D, builtin=built.mjBUILTIN_CHECKER,
         rgb1=[0.74, 0.76, 0.78], rgb2=[0.69, 0.71, 0.735], width=512, height=512,
         mark=mujoco.mjtMark.mjMARK_EDGE, markrgb=[0.84, 0.85, 0.86],
     )  # fmt: skip

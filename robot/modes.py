@@ -107,7 +107,7 @@ TRANSITIONS: tuple[Transition, ...] = (
                ("lease", "no_entry", "fresh_command")),
     Transition(Ask.STAND, frozenset({Mode.HOLD}), Mode.STAND, ("lease", "quiet")),
     Transition(Ask.DISARM, frozenset({Mode.DAMP}), Mode.PASSIVE),
-    Transition(Ask.DISARM, DRIVEN - {Mode.SOFT_STOP}, Mode.SOFT_STOP),
+    Transition(Ask.DISARM, DRIVEN, Mode.SOFT_STOP),
     Transition(Ask.RESET, LATCHED, Mode.PASSIVE, ("lease", "cause_gone")),
 )  # fmt: skip
 

@@ -113,16 +113,16 @@ class SafetyFilter:
         self.enabled = enabled
         self.effort_limit = robot.effort_limit
         self.step_limit = robot.safety.target_step_limit
-        self.inverse_band = 1.0 / robot.safety.braking_band
-        # Row 0 looks towards the upper limit, row 1 towards the lower one, both as positive.
-        self.sign = np.array([[1.0], [-1.0]])
-        self.limit = np.stack([robot.position_limit[:, 1], -robot.position_limit[:, 0]])  # (2, N)
+        # First half looks towards the upper limits, second half towards the lower ones, as positive.
+        low, high = robot.position_limit[:, 0], robot.position_limit[:, 1]
+        self.limit = np.concatenate([high, -low])  # (2N,) rad
         self.twice_braking = 2.0 * robot.safety.braking_acceleration
+        self.braking_band = robot.safety.braking_band
         self._gain_max = (robot.stiffness_max, robot.damping_max)
         self._gains: tuple[NDArray, NDArray, NDArray] | None = None  # of the command's block
         self.previous = np.full(n, np.nan)  # (N,) rad, position target sent last
-        self.room, self.speed, self.bound = np.empty((3, 2, n))  # (2, N) scratch each
-        self.tau, self.rest, self.error = np.empty((3, n))  # (N,) scratch each
+        self.room, self.bound = np.empty((2, 2 * n))  # (2N,) scratch each
+        self.tau, self.rest, self.error, self.braked = np.empty((4, n))  # (N,) scratch each
 
     def apply(self, cmd: LowCmd, state: LowState) -> Clip | None:
         """Bound `cmd` against `state`, in place; returns what was changed, if anything was."""
@@ -168,51 +168,64 @@ class SafetyFilter:
 
     def _bound_torque(self, cmd: LowCmd, state: LowState, clip: Clip | None) -> Clip | None:
         """Torque between what the motor has and what the way to the limit leaves (steps 4, 7)."""
-        upper, lower = self._torque_bound(cmd, state)
-        tau, rest, error = self.tau, self.rest, self.error
+        tau, error, braked, rest = self.tau, self.error, self.braked, self.rest
         np.subtract(cmd.joint_pos_target, state.joint_pos, out=error)
         np.multiply(cmd.stiffness, error, out=tau)
         np.multiply(cmd.damping, cmd.joint_vel_target, out=error)
         np.add(tau, error, out=tau)
-        np.add(tau, cmd.effort_ff, out=tau)  # active torque; damping comes on top
-        np.minimum(tau, upper, out=rest)
-        np.maximum(rest, lower, out=rest)
+        np.add(tau, cmd.effort_ff, out=tau)  # active torque; the damping term comes on top
+        np.multiply(cmd.damping, state.joint_vel, out=braked)
+        np.subtract(tau, braked, out=error)  # what the motor would be asked for
+        far = self._far_from_limits(state)
+        np.abs(error, out=error)
+        np.subtract(error, self.effort_limit, out=error)
+        if far and error.max() <= 0.0:
+            return None
+        n = len(tau)
+        bound = self._active_bound(state)
+        np.minimum(tau, bound[:n], out=rest)
+        np.maximum(rest, np.negative(bound[n:]), out=rest)
         np.subtract(rest, tau, out=rest)  # what has to be added to stay inside
         if not rest.any():
             return None
         worst = int(np.abs(rest).argmax())
-        side = 0 if rest[worst] < 0.0 else 1
-        at_limit = self.room[side, worst] < 1.0
-        limiter = 2 if at_limit else 3
+        at_limit = bool(self.room[worst + (0 if rest[worst] < 0.0 else n)] < 1.0)
         self._shift(cmd, rest)
         bits = (clip.limiters if clip else 0) | (POSITION if at_limit else TORQUE)
         before = float(tau[worst])
-        return Clip(bits, limiter, worst, before, before + float(rest[worst]))
+        return Clip(bits, 2 if at_limit else 3, worst, before, before + float(rest[worst]))
 
-    def _torque_bound(self, cmd: LowCmd, state: LowState) -> NDArray[np.float64]:
-        """(2, N) N m: greatest and least active torque, i.e. torque without the damping term.
-
-        With the damping it stays within the motor's limit. Speed towards a position limit may be
-        sqrt(2 a distance); a band below that, torque into the limit fades to 0. No active torque at
-        all is always legal: damping only brakes, and cancelling it one tick late would excite.
-        """
-        room, speed, bound = self.room, self.speed, self.bound
-        np.multiply(self.sign, state.joint_pos, out=room)
+    def _far_from_limits(self, state: LowState) -> bool:
+        """True if even the fastest joint could brake in the least room of all: nothing to bound."""
+        room, n = self.room, len(self.tau)
+        np.copyto(room[:n], state.joint_pos)
+        np.negative(state.joint_pos, out=room[n:])
         np.subtract(self.limit, room, out=room)
+        least = float(room.min())
+        speed = max(float(state.joint_vel.max()), -float(state.joint_vel.min()))
+        return least > 0.0 and least * self.twice_braking >= (speed + self.braking_band) ** 2
+
+    def _active_bound(self, state: LowState) -> NDArray[np.float64]:
+        """(2N,) N m: greatest active torque towards the upper, then towards the lower limits.
+
+        Speed towards a position limit may be sqrt(2 a distance); a band below that, torque into the
+        limit fades to 0. With damping the torque stays within the motor's limit. No active torque
+        at all is always legal: damping only brakes, and cancelling it one tick late would excite.
+        `self.room` holds the distances on entry and the shares in [0, 1] on return.
+        """
+        room, bound, n = self.room, self.bound, len(self.tau)
         np.maximum(room, 0.0, out=room)
         np.multiply(room, self.twice_braking, out=room)
         np.sqrt(room, out=room)
-        np.multiply(self.sign, state.joint_vel, out=speed)
-        np.subtract(room, speed, out=room)
-        np.multiply(room, self.inverse_band, out=room)
+        np.subtract(room[:n], state.joint_vel, out=room[:n])
+        np.add(room[n:], state.joint_vel, out=room[n:])
+        np.divide(room, self.braking_band, out=room)
         np.maximum(room, 0.0, out=room)
-        np.minimum(room, 1.0, out=room)  # share of the torque that may push into the limit
-        np.multiply(speed, cmd.damping, out=speed)
-        np.add(speed, self.effort_limit, out=speed)  # what damping leaves of the motor's torque
-        np.multiply(room, self.effort_limit, out=bound)
-        np.minimum(bound, speed, out=bound)
+        np.minimum(room, 1.0, out=room)
+        np.add(self.effort_limit, self.braked, out=bound[:n])
+        np.subtract(self.effort_limit, self.braked, out=bound[n:])
         np.maximum(bound, 0.0, out=bound)
-        np.multiply(bound, self.sign, out=bound)
+        np.multiply(bound, room, out=bound)
         return bound
 
     def _shift(self, cmd: LowCmd, rest: NDArray[np.float64]) -> None:

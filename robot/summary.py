@@ -1,4 +1,4 @@
-"""What a run was: modes, faults, velocities and timings, gathered from the bus into one dictionary."""
+"""What a run was: modes, faults, velocities and timings, gathered into one dictionary."""
 
 from __future__ import annotations
 
@@ -137,6 +137,8 @@ class Summary:
             control: dict[str, Any] = {
                 "executed_ticks": int(timing.executed_ticks),
                 "skipped_ticks": int(timing.skipped_ticks),
+                "elapsed_s": round(timing.elapsed_ns * 1e-9, 6),
+                "rate_hz": round(timing.executed_ticks / timing.elapsed_ns * 1e9, 2),
             }
             for name in SERIES:
                 control[name] = percentiles(np.concatenate(self._series[name]))
@@ -144,7 +146,8 @@ class Summary:
             out["control"] = control
             out["path_us"] = percentiles(np.concatenate(self._path))
             out["write_us"] = percentiles(np.concatenate(self._write))
-            out["policy_ticks"] = sum(len(part) for part in self._path)
+            answered = sum(len(part) for part in self._path)
+            out["pilot"] = {"rate_hz": round(answered / timing.elapsed_ns * 1e9, 2)}
         return out
 
     def _growth(self, collections: int) -> dict[str, int]:

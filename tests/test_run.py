@@ -1,0 +1,278 @@
+"""The whole runtime in its processes: order and final state are asserted, times are printed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from robot.bus import Publisher, Subscriber
+from robot.messages import Ask, Mode, Request, Status
+from robot.model import load_robot
+from robot.nodes import NODES
+from robot.topics import make_codecs, source_index
+from tests.conftest import ROOT, eventually, processes_of
+
+CODECS = make_codecs(load_robot("g1"))
+
+
+class Watch:
+    """Listens to status from outside and can ask as the keyboard source."""
+
+    def __init__(self, folder: Path) -> None:
+        self.context = zmq.Context()
+        self.subscriber = Subscriber(
+            self.context, folder, {"status": CODECS["status"]}, every=True
+        )
+        self.publisher = Publisher(
+            self.context, folder, "request.keyboard", CODECS["request.keyboard"]
+        )
+        self.seen: list[tuple[float, Mode]] = []
+        self.status: Any = None
+
+    def turn(self) -> None:
+        while message := self.subscriber.receive():
+            assert isinstance(message, Status)
+            self.status = message.copy()
+            mode = Mode(message.mode)
+            if not self.seen or self.seen[-1][1] != mode:
+                self.seen.append((time.monotonic(), mode))
+
+    @property
+    def mode(self) -> Mode | None:
+        self.turn()
+        return self.seen[-1][1] if self.seen else None
+
+    def until(self, mode: Mode, seconds: float = 30.0) -> None:
+        eventually(lambda: self.mode == mode, seconds)
+
+    def ask(self, ask: Ask, lease: int = 99) -> str:
+        """Ask until answered; returns the reason of a refusal or ""."""
+        request: Request = CODECS["request.keyboard"].new()
+        request.ask, request.lease, request.source = ask, lease, source_index("keyboard")
+        self.publisher.send(request, time.monotonic_ns())
+
+        def answered() -> bool:
+            self.publisher.repeat(request)
+            time.sleep(0.02)
+            self.turn()
+            return self.status is not None and (
+                (self.status.answer_instance, self.status.answer_seq)
+                == (request.instance, request.seq)
+            )
+
+        eventually(answered, 10.0)
+        return "" if self.status.answer_ok else self.status.reason
+
+    def close(self) -> None:
+        self.subscriber.close()
+        self.publisher.close()
+        self.context.term()
+
+
+@pytest.fixture
+def watch(runtime_dir: Path) -> Iterator[Watch]:
+    runtime_dir.mkdir(mode=0o700)
+    made = Watch(runtime_dir)
+    yield made
+    made.close()
+
+
+def nodes_state() -> dict[str, dict[str, Any]]:
+    out = subprocess.run(
+        [sys.executable, "-m", "robot.cli", "nodes", "--json"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    ).stdout  # fmt: skip
+    return {row["name"]: row for row in json.loads(out)}
+
+
+def test_a_run_stands_up_starts_its_policy_and_reports(launch, tmp_path, standing_policy):
+    report = tmp_path / "out.json"
+    run = launch(
+        "run", "sim", "--policy", str(standing_policy), "--seconds", "14", "--headless",
+        "--command", "0,0,0", "--json", str(report),
+    )  # fmt: skip
+    assert run.wait() == 0, run.err
+    got = json.loads(report.read_text())
+    assert [name for _, name in got["modes"]] == ["PASSIVE", "DAMP", "STANDUP", "STAND", "POLICY"]
+    assert got["fell"] is False and got["drops"] == 0 and got["timing_factor"] == 10.0
+    assert got["provider"] == "cpu" and got["policy"] == "standing"
+    assert got["gantry"]["release_time_s"] > 3.0 and got["gantry"]["support_force_end_n"] == 0.0
+    assert max(map(abs, got["mean_velocity_b"])) < 0.02
+    control = got["control"]
+    assert 400 <= control["rate_hz"] <= 501
+    assert set(control["lateness_us"]) == {"p50", "p99", "p999", "max"}
+    assert set(got["path_us"]) == set(got["write_us"]) == set(control["tick_us"])
+    assert control["after_warm_up"]["collections"] == 0
+    assert got["pilot"]["rate_hz"] > 40
+    assert {*got["nodes"].values()} == {"stopped"}
+
+
+def test_schedule_is_kept(launch, tmp_path):
+    report = tmp_path / "out.json"
+    run = launch("run", "loopback", "--seconds", "4", "--headless", "--json", str(report))
+    assert run.wait() == 0, run.err
+    control = json.loads(report.read_text())["control"]
+    ticks = control["executed_ticks"] + control["skipped_ticks"]
+    assert abs(ticks - control["elapsed_s"] * 500) <= 1.0
+
+
+def test_without_a_policy_it_stands_on_the_gantry_and_says_how_to_import(launch, watch):
+    run = launch("run", "sim", "--seconds", "8", "--headless")
+    watch.until(Mode.STAND)
+    assert run.wait() == 0
+    assert "plexus policy import FILE" in run.err
+    assert [mode for _, mode in watch.seen][-1] == Mode.STAND
+
+
+def test_killed_pilot_damps_and_a_new_one_moves_nothing(launch, watch, standing_policy, capsys):
+    run = launch("run", "sim", "--policy", str(standing_policy), "--headless")
+    watch.until(Mode.POLICY)
+    before = nodes_state()
+    os.kill(before["pilot"]["pid"], signal.SIGKILL)
+    killed = time.monotonic()
+    watch.until(Mode.FAULT, 10.0)
+    with capsys.disabled():
+        print(f"\nkill -9 of the pilot: FAULT after {(watch.seen[-1][0] - killed) * 1e3:.0f} ms")
+    assert watch.status.reason.startswith("target_lost")
+    # A new pilot comes up, everybody else is the same process, and the robot stays damped.
+    after = eventually(
+        lambda: (s := nodes_state())["pilot"]["state"] == "running"
+        and s["pilot"]["pid"] != before["pilot"]["pid"] and s, 20.0,
+    )  # fmt: skip
+    assert {n: after[n]["pid"] for n in ("control", "teleop", "manager")} == {
+        n: before[n]["pid"] for n in ("control", "teleop", "manager")
+    }
+    time.sleep(1.5)
+    assert watch.mode == Mode.FAULT
+    # Only a person brings it back: a local operator takes the lease, resets, then arms.
+    assert "FAULT" in watch.ask(Ask.ARM)
+    assert "does not hold the lease" in watch.ask(Ask.RESET)
+    assert watch.ask(Ask.ACQUIRE) == ""
+    assert watch.ask(Ask.RESET) == ""
+    watch.until(Mode.PASSIVE, 5.0)
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait(15) == 0
+
+
+def test_anyone_may_stop_and_nobody_else_may_drive(launch, watch, standing_policy):
+    run = launch("run", "sim", "--policy", str(standing_policy), "--headless")
+    watch.until(Mode.POLICY)
+    assert "does not hold the lease" in watch.ask(Ask.STAND) or watch.mode == Mode.POLICY
+    assert watch.ask(Ask.ESTOP) == ""
+    watch.until(Mode.ESTOP, 5.0)
+    time.sleep(1.0)
+    assert watch.mode == Mode.ESTOP
+    assert run.process.poll() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_everything_in_order(launch, runtime_dir, number):
+    run = launch("run", "loopback", "--headless")
+    eventually(lambda: (runtime_dir / "nodes.json").exists() and
+               nodes_state().get("teleop", {}).get("state") == "running")  # fmt: skip
+    run.process.send_signal(number)
+    assert run.wait(15) == 0
+    assert processes_of(runtime_dir) == []
+    assert {row["state"] for row in nodes_state().values()} == {"not running"}
+
+
+def test_killed_manager_leaves_nothing_behind(launch, runtime_dir):
+    run = launch("run", "loopback", "--headless")
+    eventually(lambda: (runtime_dir / "nodes.json").exists() and
+               nodes_state().get("teleop", {}).get("state") == "running")  # fmt: skip
+    run.process.kill()
+    run.process.wait()
+    eventually(lambda: not processes_of(runtime_dir), 2.0)
+    # Its locks and endpoints lie there still; the next run takes them over.
+    again = launch("run", "loopback", "--headless", "--seconds", "2")
+    assert again.wait() == 0, again.err
+
+
+def test_killed_control_comes_back_passive_and_is_not_armed(launch, watch, standing_policy):
+    launch("run", "sim", "--policy", str(standing_policy), "--headless")
+    watch.until(Mode.POLICY)
+    instance = watch.status.instance
+    os.kill(nodes_state()["control"]["pid"], signal.SIGKILL)
+    eventually(lambda: watch.mode is not None and watch.status.instance != instance, 20.0)
+    time.sleep(2.0)
+    assert watch.mode == Mode.PASSIVE
+
+
+def test_a_second_run_is_refused(launch, runtime_dir):
+    first = launch("run", "loopback", "--headless")
+    eventually(lambda: (runtime_dir / "nodes.json").exists())
+    second = launch("run", "loopback", "--headless", "--seconds", "1")
+    assert second.wait() == 2
+    assert f"a run is going on already, process {first.process.pid}" in second.err
+    assert first.process.poll() is None
+
+
+def test_a_node_that_cannot_start_stops_the_run(launch, runtime_dir, tmp_path):
+    held = Publisher(context := zmq.Context(), prepared(runtime_dir), "low_cmd", CODECS["low_cmd"])
+    run = launch("run", "loopback", "--headless", "--seconds", "2")
+    assert run.wait() == 2
+    assert "topic 'low_cmd' has a publisher already" in run.err
+    assert "control: could not start" in run.err
+    assert "Traceback" not in run.err
+    held.close()
+    context.term()
+    assert processes_of(runtime_dir) == []
+
+
+def prepared(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def test_echo_prints_messages_as_json(launch, runtime_dir):
+    launch("run", "loopback", "--headless")
+    eventually(lambda: (runtime_dir / "nodes.json").exists())
+    echo = launch("echo", "low_state", "--count", "3", "--seconds", "20")
+    assert echo.wait(30) == 0, echo.err
+    rows = [json.loads(line) for line in echo.out.splitlines()]
+    assert [row["seq"] for row in rows] == list(range(rows[0]["seq"], rows[0]["seq"] + 3))
+    assert all(row["seq"] == row["tick"] and len(row["joint_pos"]) == 29 for row in rows)
+
+
+def test_nodes_without_a_run():
+    assert {row.name for row in NODES} <= set(nodes_state())
+
+
+@pytest.mark.parametrize("name", ["ppo"])
+def test_the_public_policy_walks_over_the_bus(
+    launch, tmp_path, public_policy: Callable[[str], Path], name: str
+):
+    report = tmp_path / "out.json"
+    run = launch(
+        "run", "sim", "--policy", str(public_policy(name)), "--seconds", "20", "--headless",
+        "--command", "0.5,0,0", "--json", str(report),
+    )  # fmt: skip
+    assert run.wait() == 0, run.err
+    got = json.loads(report.read_text())
+    assert got["fell"] is False and got["modes"][-1][1] == "POLICY", got
+    # Twelve seconds of walking with its start; the minute is `make acceptance`.
+    assert got["mean_velocity_b"][0] == pytest.approx(0.392, abs=0.08)
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize(("name", "measured"), [("ppo", 0.392), ("fastsac", 0.418)])
+def test_a_minute_of_walking(
+    launch, tmp_path, public_policy: Callable[[str], Path], name: str, measured: float
+):
+    report = tmp_path / "out.json"
+    run = launch(
+        "run", "sim", "--policy", str(public_policy(name)), "--seconds", "60", "--headless",
+        "--command", "0.5,0,0", "--json", str(report),
+    )  # fmt: skip
+    assert run.wait(120) == 0, run.err
+    got = json.loads(report.read_text())
+    assert got["fell"] is False and got["modes"][-1][1] == "POLICY", got
+    assert got["mean_velocity_b"][0] == pytest.approx(measured, abs=0.06)
