@@ -115,18 +115,12 @@ def at_rate(hz: int, seconds: float, turn: Callable[[int], float | None]) -> Sam
 
     The first turns after a pause find colder caches than a loop that runs ever does.
     """
-    rate = clock.Rate(1_000_000_000 // hz)
-    values = [turn(tick) for tick in _ticks(rate, round(seconds * hz))]
-    kept = [value for value in values if value is not None]
-    return Samples(np.array(kept[min(2, len(kept) - 1) :]), rate.skipped)
-
-
-def _ticks(rate: clock.Rate, count: int) -> Iterator[int]:
-    for _ in range(max(1, count)):
-        if rate.executed + rate.skipped >= count:
-            return
+    rate, kept = clock.Rate(1_000_000_000 // hz), []
+    for tick in range(max(1, round(seconds * hz))):
         rate.wait()
-        yield rate.executed
+        if (value := turn(tick)) is not None:
+            kept.append(value)
+    return Samples(np.array(kept[min(2, len(kept) - 1) :]), rate.skipped)
 
 
 # --- timer --------------------------------------------------------------------------------------
@@ -144,7 +138,7 @@ def timer_ours(_: Setup) -> Job:
 
 
 def timer_bare(_: Setup) -> Job:
-    """Lateness of clock_nanosleep with absolute times through ctypes, where there is no compiler."""
+    """Lateness of an absolute clock_nanosleep through ctypes, where there is no compiler."""
     sleep = getattr(ctypes.CDLL(None), "clock_nanosleep", None)
     if sleep is None:
         raise UserError("bench: neither a C compiler nor clock_nanosleep is here; leave timer out")
@@ -274,7 +268,7 @@ def hop_ours(setup: Setup) -> Job:
         publisher.send(message, begin)
         while subscriber.wait(timeout_ms):
             while answer := subscriber.receive():
-                if answer.tick == message.tick:
+                if isinstance(answer, LowState) and answer.tick == message.tick:
                     return clock.now_ns() - begin
         return None
 
@@ -297,7 +291,8 @@ def echo_hop_ours(setup: Setup) -> None:
     answer = codec.new()
     freeze_collector()
     while True:
-        if subscriber.wait(1000) and (given := subscriber.newest()):
+        given = subscriber.newest() if subscriber.wait(1000) else None
+        if isinstance(given, LowState):
             answer.tick = given.tick
             publisher.send(answer, clock.now_ns())
 

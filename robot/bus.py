@@ -1,7 +1,8 @@
 """Joins processes: one ZeroMQ PUB socket per topic on ipc, in a private directory.
 
 Each topic has one publisher, held by a file lock: a second is refused, and a crashed one's stale
-endpoint is taken over. A frame that is not exactly one of ours is counted and dropped, never raised.
+endpoint is taken over. A frame that is not exactly one of ours is counted and dropped, never
+raised.
 The checks (`Inbox`) and the numbering (`Outbox`) know no socket, so lockstep runs the same ones.
 """
 
@@ -15,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import zmq
 
 from robot.config import UserError
@@ -78,7 +78,7 @@ class Inbox:
         if cause := codec.refusal(frame, length):
             return self._drop(cause)
         message = turns[0]
-        memoryview(message.buffer)[4 : 4 + length] = frame[:length]
+        message.memory[4 : 4 + length] = frame[:length]
         key, seq = (codec.schema_hash, message.instance), message.seq
         last = self._last.get(key)
         if last is None:
@@ -149,7 +149,7 @@ class Subscriber:
         self.inbox = Inbox(codecs.values())
         # An oversized frame is cut here and refused by its length; MAXMSGSIZE would instead close
         # the connection for good, so it is left to the sockets that strangers could reach.
-        self._frame = memoryview(np.zeros(MAX_FRAME, np.uint8))
+        self._frame = memoryview(bytearray(MAX_FRAME))
         self.socket = context.socket(zmq.SUB)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.RCVHWM, QUEUE_ALL if every else QUEUE)

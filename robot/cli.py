@@ -460,7 +460,9 @@ def policy_import(args: PolicyImport) -> int:
     check_policy(packed, robot)
     worst = verify_golden(PolicySession(packed), packed.manifest)
     write_policy(out, model, manifest)
-    print(f"{out}: {manifest.name}, imported from {args.file.name}; test vectors within {worst:.1e}")
+    print(
+        f"{out}: {manifest.name}, imported from {args.file.name}; test vectors within {worst:.1e}"
+    )
     print(f"run it: plexus run sim --policy {out}")
     return 0
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from drivers.driver import Driver, DriverFault
 from robot import modes, safety
-from robot.authority import FREE_FOR_ALL, Authority
+from robot.authority import Authority
 from robot.messages import (
     Ask,
     Codec,
@@ -290,9 +290,7 @@ class Control:
             asks.append(ask)
             self._answer(request, answers[0])
         if not asks:
-            self.machine, _ = modes.step(
-                self.machine, (), self._conditions(False, now_ns), now_ns
-            )
+            self.machine, _ = modes.step(self.machine, (), self._conditions(False, now_ns), now_ns)
         if self.machine.mode != before.mode:
             self._enter(before.mode)
 

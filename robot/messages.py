@@ -93,7 +93,7 @@ class Scalar(_Field):
     def __get__(self, message: Message | None, owner: type) -> Any:
         return self if message is None else message.scalars[self.name][0]
 
-    def __set__(self, message: Message, value: float) -> None:
+    def __set__(self, message: Message, value: Any) -> None:
         message.scalars[self.name][0] = value
 
 
@@ -141,20 +141,22 @@ class Message:
     seq = Scalar("uint64", "counts up by one per message of this instance")
     stamp_ns = Scalar("int64", "when the content was measured or decided", "ns", "monotonic")
 
-    scalars: dict[str, memoryview]
+    scalars: dict[str, Any]  # one-element memoryviews
     texts: dict[str, memoryview]
 
     def __init__(self, codec: Codec[Any]) -> None:
         # The body starts at byte 8 of an aligned buffer, the CDR header sits right before it.
         self.codec = codec
         self.buffer = np.zeros(8 + codec.body_size, np.uint8)
-        self.payload = memoryview(self.buffer)[4:]
-        body = memoryview(self.buffer)[8:]
+        self.memory = memoryview(self.buffer)  # type: ignore[arg-type]
+        self.payload = self.memory[4:]
+        body = self.memory[8:]
         self.scalars, self.texts = {}, {}
         for slot in codec.slots:
             part = body[slot.offset : slot.offset + slot.nbytes]
             if slot.kind == "scalar":
-                self.scalars[slot.name] = part.cast("B").cast(STRUCT_CODE[slot.type])
+                code: Any = STRUCT_CODE[slot.type]
+                self.scalars[slot.name] = part.cast(code)
             elif slot.kind == "text":
                 self.texts[slot.name] = part[:-1]  # the last byte stays NUL
             else:
@@ -167,11 +169,11 @@ class Message:
 
     def stamp(self, instance: int, seq: int, stamp_ns: int) -> None:
         """Fill the part of the header that changes from message to message."""
-        _STAMP.pack_into(self.buffer, 8 + 16, instance, seq, stamp_ns)
+        _STAMP.pack_into(self.memory, 8 + 16, instance, seq, stamp_ns)
 
     def set_scalars(self, *values: int | float) -> None:
         """Write all scalars after the header at once, in declared order (for the control tick)."""
-        self.codec.scalars.pack_into(self.buffer, self.codec.scalars_at, *values)
+        self.codec.scalars.pack_into(self.memory, self.codec.scalars_at, *values)
 
     def copy_from(self, other: Message) -> None:
         """Take over all bytes of a message of the same layout."""
@@ -246,7 +248,7 @@ class Codec(Generic[MessageT]):
         message.schema_hash, message.robot_id = self.schema_hash, self.robot_id
         for slot in self.slots:
             if slot.count_offset >= 0:
-                struct.pack_into("<I", message.buffer, 8 + slot.count_offset, slot.count)
+                struct.pack_into("<I", message.memory, 8 + slot.count_offset, slot.count)
             if slot.kind == "text":
                 message.texts[slot.name][:] = b" " * (slot.count - 1)
         return message
@@ -349,7 +351,9 @@ def _dtype(slots: list[_Slot], size: int) -> np.dtype:
         formats.append(
             f"S{slot.count}"
             if slot.kind == "text"
-            else base if slot.kind == "scalar" else (base, (slot.count,))
+            else base
+            if slot.kind == "scalar"
+            else (base, (slot.count,))
         )
         offsets.append(slot.offset)
     spec: Any = {"names": names, "formats": formats, "offsets": offsets, "itemsize": size}

@@ -1,7 +1,6 @@
 """Robots as data: reads robot.yaml, holds it against its MJCF, and builds the MuJoCo scene."""
 
 # MuJoCo's compiled bindings carry no types.
-# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

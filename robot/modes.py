@@ -210,9 +210,7 @@ def _go(state: ModeState, mode: Mode, now_ns: int, cause: int = NO_CAUSE) -> Mod
     return ModeState(mode, now_ns, cause)
 
 
-def _ask(
-    state: ModeState, ask: Ask, now: Conditions, now_ns: int
-) -> tuple[ModeState, Answer]:
+def _ask(state: ModeState, ask: Ask, now: Conditions, now_ns: int) -> tuple[ModeState, Answer]:
     rows = [t for t in TRANSITIONS if t.ask == ask]
     row = next((t for t in rows if state.mode in t.source), None)
     if row is None:

@@ -10,6 +10,7 @@ import gc
 import os
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +28,11 @@ SINGLE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 class RealtimeConfig(Strict):
     """What the control process asks for."""
 
-    fifo_priority: int | None = Field(None, ge=1, le=98)
+    fifo_priority: int | None = Field(default=None, ge=1, le=98)
     """SCHED_FIFO priority of the loop; its ZeroMQ I/O thread gets one less."""
-    cpu: int | None = Field(None, ge=0)
+    cpu: int | None = Field(default=None, ge=0)
     """Core that control is pinned to."""
-    io_cpu: int | None = Field(None, ge=0)
+    io_cpu: int | None = Field(default=None, ge=0)
     """Core that control's ZeroMQ I/O thread is pinned to."""
     lock_memory: bool = True
 
@@ -74,8 +75,8 @@ def make_context(config: RealtimeConfig) -> tuple[zmq.Context, list[Got]]:
 def enter(config: RealtimeConfig) -> list[Got]:
     """Make this thread as real-time as it gets. Call it last, when everything is built."""
     report = [_kernel()]
-    if config.cpu is not None:
-        report.append(_attempt(f"core {config.cpu}", lambda: os.sched_setaffinity(0, {config.cpu})))
+    if (cpu := config.cpu) is not None:
+        report.append(_attempt(f"core {cpu}", lambda: os.sched_setaffinity(0, {cpu})))
     if config.fifo_priority:
         parameters = os.sched_param(config.fifo_priority)
         report.append(
@@ -139,7 +140,7 @@ def _may_use_fifo(priority: int) -> bool:
     return True
 
 
-def _attempt(name: str, action) -> Got:  # noqa: ANN001 - any callable without arguments
+def _attempt(name: str, action: Callable[[], object]) -> Got:
     try:
         action()
     except (OSError, ValueError, AttributeError) as error:

@@ -17,15 +17,15 @@ SIMULATED = frozenset({"sim", "loopback"})  # drivers that move no real motor
 class NoiseConfig(Strict):
     """Standard deviations of simulated measurements."""
 
-    joint_pos: float = Field(0.0, ge=0.0)
+    joint_pos: float = Field(default=0.0, ge=0.0)
     """rad"""
-    joint_vel: float = Field(0.0, ge=0.0)
+    joint_vel: float = Field(default=0.0, ge=0.0)
     """rad/s"""
-    imu_quat: float = Field(0.0, ge=0.0)
+    imu_quat: float = Field(default=0.0, ge=0.0)
     """rad, about a random axis"""
-    imu_gyro: float = Field(0.0, ge=0.0)
+    imu_gyro: float = Field(default=0.0, ge=0.0)
     """rad/s"""
-    imu_accel: float = Field(0.0, ge=0.0)
+    imu_accel: float = Field(default=0.0, ge=0.0)
     """m/s^2"""
 
 
@@ -33,11 +33,11 @@ class SimConfig(Strict):
     """The simulated robot."""
 
     collisions: Literal["full", "feet"] = "full"
-    physics_dt: float = Field(0.002, gt=0.0, le=0.01)
+    physics_dt: float = Field(default=0.002, gt=0.0, le=0.01)
     """s; the control period is a whole number of these"""
-    actuator_delay_ms: float = Field(0.0, ge=0.0, le=50.0)
+    actuator_delay_ms: float = Field(default=0.0, ge=0.0, le=50.0)
     """from driver.write to torque"""
-    corner_speed: float = Field(1.0, gt=0.0, le=1.0)
+    corner_speed: float = Field(default=1.0, gt=0.0, le=1.0)
     """share of the velocity limit up to which a motor has full torque; from there it falls to 0"""
     noise: NoiseConfig = NoiseConfig()
 
@@ -58,14 +58,14 @@ class RunConfig(Strict):
 
     robot: str
     driver: Literal["sim", "loopback"]
-    control_hz: int = Field(500, ge=50, le=2000)
-    timing_factor: float = Field(1.0, ge=1.0, le=100.0)
+    control_hz: int = Field(default=500, ge=50, le=2000)
+    timing_factor: float = Field(default=1.0, ge=1.0, le=100.0)
     """multiplies gap and age limits; hardware refuses anything but 1"""
-    target_wait_ms: int = Field(1, ge=0, le=10)
+    target_wait_ms: int = Field(default=1, ge=0, le=10)
     """longest slice of a policy tick that control waits for the target it asked for"""
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     policy: Path | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     realtime: RealtimeConfig = RealtimeConfig()
     operator: OperatorConfig = OperatorConfig()
     viewer: bool = True
@@ -76,7 +76,7 @@ class RunConfig(Strict):
     def _periods_fit(self) -> RunConfig:
         period = 1.0 / self.control_hz
         ratio = period / self.sim.physics_dt
-        if self.driver == "sim" and abs(ratio - round(ratio)) > 1e-6 or ratio < 0.5:
+        if (self.driver == "sim" and abs(ratio - round(ratio)) > 1e-6) or ratio < 0.5:
             raise ValueError(
                 f"sim.physics_dt is {self.sim.physics_dt} s; expected a whole fraction of the "
                 f"control period, {period} s"

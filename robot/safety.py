@@ -1,7 +1,7 @@
 """Bounds every command before it reaches a motor; the last link of the chain, with no other job.
 
-Order within a tick (faults.md 4): finite, gains, target step, motion into limits, torque. Impossible
-input is refused by `Gate`; bounded excess is clipped by `SafetyFilter`, which returns what it
+Order within a tick (faults.md 4): finite, gains, target step, motion into limits, torque.
+Impossible input is refused by `Gate`; bounded excess is clipped by `SafetyFilter`, which returns what it
 changed. Age and authority are judged by control, shapes by the bus.
 
 A target beyond a position limit is legal: soft gains ask for torque that way. What is bounded is
@@ -86,7 +86,8 @@ class Gate:
 
     def _good(self, message: Message) -> bool:
         key = id(message)
-        if key not in self._views:
+        # An id alone may be that of an earlier message, long gone.
+        if key not in self._views or self._views[key][0].base is not message.buffer:
             values = block(message, self.first, self.last)
             self._views[key] = values, np.empty(len(values), bool)
         values, finite = self._views[key]
@@ -113,7 +114,7 @@ class SafetyFilter:
         self.enabled = enabled
         self.effort_limit = robot.effort_limit
         self.step_limit = robot.safety.target_step_limit
-        # First half looks towards the upper limits, second half towards the lower ones, as positive.
+        # The first half looks towards the upper limits, the second towards the lower, as positive.
         low, high = robot.position_limit[:, 0], robot.position_limit[:, 1]
         self.limit = np.concatenate([high, -low])  # (2N,) rad
         self.twice_braking = 2.0 * robot.safety.braking_acceleration
@@ -129,7 +130,7 @@ class SafetyFilter:
         if not self.enabled:
             return None
         clip = self._bound_gains(cmd)
-        clip = self._bound_step(cmd, state) or clip
+        clip = self._bound_step(cmd, state, clip) or clip
         # The step is judged on what was asked: the torque bound below may move a soft target far.
         self.previous[:] = cmd.joint_pos_target
         return self._bound_torque(cmd, state, clip) or clip
@@ -151,7 +152,7 @@ class SafetyFilter:
         self._gains = gains, most, np.empty_like(gains)
         return self._gains
 
-    def _bound_step(self, cmd: LowCmd, state: LowState) -> Clip | None:
+    def _bound_step(self, cmd: LowCmd, state: LowState, clip: Clip | None) -> Clip | None:
         """Jumps of the target from one tick to the next (faults.md 4, step 5)."""
         if math.isnan(self.previous[0]):
             self.previous[:] = state.joint_pos
@@ -164,7 +165,8 @@ class SafetyFilter:
         before = float(target[worst])
         np.clip(self.error, -self.step_limit, self.step_limit, out=self.error)
         np.add(self.previous, self.error, out=target)
-        return Clip(STEP, 1, worst, before, float(target[worst]))
+        bits = (clip.limiters if clip else 0) | STEP
+        return Clip(bits, 1, worst, before, float(target[worst]))
 
     def _bound_torque(self, cmd: LowCmd, state: LowState, clip: Clip | None) -> Clip | None:
         """Torque between what the motor has and what the way to the limit leaves (steps 4, 7)."""
@@ -203,7 +205,8 @@ class SafetyFilter:
         np.subtract(self.limit, room, out=room)
         least = float(room.min())
         speed = max(float(state.joint_vel.max()), -float(state.joint_vel.min()))
-        return least > 0.0 and least * self.twice_braking >= (speed + self.braking_band) ** 2
+        fast = speed + self.braking_band
+        return least > 0.0 and least * self.twice_braking >= fast * fast  # ** 2 raises on overflow
 
     def _active_bound(self, state: LowState) -> NDArray[np.float64]:
         """(2N,) N m: greatest active torque towards the upper, then towards the lower limits.

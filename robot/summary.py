@@ -67,8 +67,7 @@ class Summary:
         for name in fault_names(status.faults) if mode != Mode.PASSIVE else ():
             if name not in self.faults:
                 self.faults.append(name)
-        self.status = status.copy() if self.status is None else self.status
-        self.status.copy_from(status)
+        self.status = status.copy()
 
     def _hear_truth(self, truth: Truth) -> None:
         roll_pitch_tilt = orientation(truth.base_quat_wxyz)
@@ -92,8 +91,7 @@ class Summary:
         self._write.append(timing.write_us[: timing.policy_ticks].copy())
         self._blocks.append(timing.allocated_blocks)
         self._page_faults.append(timing.minor_faults)
-        self.timing = timing.copy() if self.timing is None else self.timing
-        self.timing.copy_from(timing)
+        self.timing = timing.copy()
 
     def mean_velocity(self) -> list[float] | None:
         """vx, vy (m/s, heading frame), yaw rate (rad/s) over the last two thirds in POLICY.

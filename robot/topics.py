@@ -66,7 +66,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic("target", Target, "policy", "pilot", True, "what the policy wants of every joint"),
     Topic("policy_info", PolicyInfo, "1 Hz", "pilot", True, "what the pilot has loaded"),
     Topic("status", Status, "policy, and on change", "control", True, "mode, faults, answers"),
-    Topic("intervention", Intervention, "on event", "control", True, "the filter changed a command"),
+    Topic("intervention", Intervention, "on event", "control", True, "the filter clipped"),
     Topic("timing", Timing, "control / 50", "control", True, "lateness and durations"),
     Topic("truth", Truth, "policy", "control", True, "simulation only: ground truth"),
     Topic("heartbeat", Heartbeat, "50 Hz", "manager", True, "the manager is alive"),

@@ -47,7 +47,7 @@ def _resample(poses: list[tuple[float, NDArray[np.float64]]]) -> list[NDArray[np
     return [poses[i][1] for i in np.searchsorted(times, frames, side="right") - 1]
 
 
-def _render(renderer, model, data, qpos: NDArray[np.float64]) -> NDArray[np.uint8]:  # noqa: ANN001
+def _render(renderer, model, data, qpos: NDArray[np.float64]) -> NDArray[np.uint8]:
     import mujoco
 
     data.qpos[:] = qpos
@@ -56,7 +56,7 @@ def _render(renderer, model, data, qpos: NDArray[np.float64]) -> NDArray[np.uint
     return renderer.render()
 
 
-def _encode(path: Path, frames) -> int:  # noqa: ANN001 - a generator of (H, W, 3) uint8
+def _encode(path: Path, frames) -> int:
     import av
 
     count = 0

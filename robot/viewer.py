@@ -6,8 +6,6 @@ import os
 import sys
 import time
 
-import mujoco
-
 from robot.bus import Subscriber
 from robot.messages import LowState, Truth
 from robot.model import compile_model

@@ -128,9 +128,9 @@ class Lockstep:
         elif topic == "status":
             self._status = self._keep(message, self._status)
         elif topic == "truth":
-            self._truth = self._keep(message, self._truth)
+            truth = self._truth = self._keep(message, self._truth)
             if self.on_truth:
-                self.on_truth(self._truth)
+                self.on_truth(truth)
         self.summary.hear(message)
         return seq
 

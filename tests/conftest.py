@@ -30,7 +30,7 @@ PUBLIC = {
 
 @pytest.fixture(scope="session")
 def standing_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy file that answers every observation with the default pose and stiff gains: it stands.
+    """A policy file that answers everything with the default pose and stiff gains: it stands.
 
     Made in the format of a public project and imported as one, so that the whole way is walked.
     """

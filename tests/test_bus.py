@@ -82,7 +82,7 @@ def test_newest_drains_and_keeps_the_last(bus, tmp_path):
         publisher.send(message, i)
     time.sleep(0.05)
     newest = subscriber.newest()
-    assert newest is not None and newest.tick == 9
+    assert isinstance(newest, LowState) and newest.tick == 9
     assert subscriber.newest() is None
 
 

@@ -1,7 +1,6 @@
 """The G1's model against its published figures; robot.yaml against the model; it stands."""
 
 # MuJoCo's compiled bindings carry no types.
-# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

@@ -28,9 +28,7 @@ class Watch:
 
     def __init__(self, folder: Path) -> None:
         self.context = zmq.Context()
-        self.subscriber = Subscriber(
-            self.context, folder, {"status": CODECS["status"]}, every=True
-        )
+        self.subscriber = Subscriber(self.context, folder, {"status": CODECS["status"]}, every=True)
         self.publisher = Publisher(
             self.context, folder, "request.keyboard", CODECS["request.keyboard"]
         )
