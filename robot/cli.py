@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -176,6 +177,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(args: Run) -> int:
     """`plexus run`: lockstep in this process, or the nodes in theirs."""
+    if args.video:
+        # MuJoCo chooses its GL when it is first imported; a clip is rendered off screen.
+        os.environ.setdefault("MUJOCO_GL", "egl")
     config = load_run(args.run, _overrides(args))
     if not args.filter and not args.lockstep:
         raise UserError("--no-filter: the safety filter can be switched off in --lockstep only")

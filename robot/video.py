@@ -24,7 +24,6 @@ def write_clip(path: Path, robot: Robot, poses: list[tuple[float, NDArray[np.flo
     """
     if len(poses) < 2:
         return "not written: nothing was simulated"
-    os.environ.setdefault("MUJOCO_GL", "egl")
     import mujoco
 
     model = compile_model(robot)

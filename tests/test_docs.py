@@ -1,0 +1,157 @@
+"""The README is a map: its tree, tables and commands are held against the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robot.nodes import NODES
+from robot.topics import TOPICS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+FOLDERS = ("robot", "policies", "drivers", "sim2real", "configs", "tests", ".ci")
+
+
+def tracked() -> list[Path]:
+    out = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if out.returncode != 0:
+        pytest.skip("not a git checkout: the list of tracked files is not to be had")
+    return [Path(line) for line in out.stdout.splitlines() if (ROOT / line).exists()]
+
+
+def first_sentence(path: Path) -> str:
+    """Of a module: its docstring's; of another file: its first comment line."""
+    text = (ROOT / path).read_text()
+    if path.suffix == ".py":
+        doc = ast.get_docstring(ast.parse(text)) or ""
+        return " ".join(doc.split("\n\n")[0].split())
+    comment = re.search(r"(?:#|<!--)\s*([A-Z][^\n]*)", text)
+    return comment.group(1).removesuffix("-->").strip() if comment else ""
+
+
+def tree_entries() -> dict[str, str]:
+    """Path to remark, from the annotated tree."""
+    block = README.split("## Where things are")[1].split("```")[1].strip("\n")
+    entries: dict[str, str] = {}
+    folder = ""
+    for line in block.splitlines():
+        name, _, remark = line.strip().partition("  ")
+        if line.startswith("  "):
+            entries[f"{folder}{name}"] = remark.strip()
+        elif name.endswith("/"):
+            folder = name
+            entries[name] = remark.strip()
+        else:
+            entries[name] = remark.strip()
+    return entries
+
+
+def test_every_tracked_file_is_in_the_tree_and_every_entry_exists():
+    entries = tree_entries()
+    files = {str(p) for p in tracked() if not is_detail(p)}
+    in_tree = {name for name in entries if not name.endswith("/")}
+    assert files - in_tree == set(), "not in the README's tree"
+    assert in_tree - files == set(), "in the README's tree but not in the repository"
+    assert all((ROOT / name).is_dir() for name in entries if name.endswith("/"))
+
+
+def is_detail(path: Path) -> bool:
+    """Empty package markers and test data need no line of their own."""
+    return path.name == "__init__.py" and not (ROOT / path).read_text().strip() or (
+        path.parts[0] == "tests" and len(path.parts) > 2
+    )
+
+
+@pytest.mark.parametrize("path", [p for p in tracked() if p.suffix == ".py"], ids=str)
+def test_a_module_opens_with_one_sentence_and_the_tree_repeats_it(path: Path):
+    if is_detail(path):
+        return
+    sentence = first_sentence(path)
+    assert sentence, f"{path} does not say what it is"
+    remark = tree_entries().get(str(path), "")
+    assert sentence.startswith(remark.rstrip(".")) and remark, f"{path}: the tree says {remark!r}"
+
+
+def table_under(heading: str) -> list[list[str]]:
+    section = README.split(f"### {heading}\n")[1].split("\n#")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[1:]]
+
+
+def test_topic_table_is_the_code():
+    rows = [
+        [f"`{t.name}`", t.message.__name__, t.rate, t.publisher, "yes" if t.logged else "no"]
+        for t in TOPICS
+    ]
+    assert table_under("Topics") == rows
+
+
+def test_node_table_is_the_code():
+    rows = [[n.name, f"`{n.entry}`", n.when_text, n.priority, n.restart] for n in NODES]
+    assert table_under("Nodes") == rows
+
+
+COMMANDS = sorted(set(re.findall(r"^\| `plexus ([^`]+)` \|", README, re.M)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_shown_exists(command: str):
+    words = command.split()
+    sub = words[: 2 if words[0] == "policy" else 1]
+    shown = subprocess.run(
+        [sys.executable, "-m", "robot.cli", *sub, "--help"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    for option in (word for word in words if word.startswith("--")):
+        assert option in shown.stdout, f"{option} is not an option of plexus {' '.join(sub)}"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [c for c in COMMANDS if c.split()[0] in ("run", "nodes", "topics", "policy")],
+)
+def test_every_command_shown_runs(command: str, tmp_path, runtime_dir, standing_policy):
+    """Short forms: a few seconds, no window; files in a folder of the test."""
+    command = command.replace("--seconds 60", "").replace("--seconds 20", "")
+    words = command.split()
+    file = standing_policy.with_name("theirs.onnx") if words[1:2] == ["import"] else standing_policy
+    words = [str(file) if word == "FILE" else word for word in words]
+    if words[0] == "run":
+        words += ["--seconds", "2"] + (["--headless"] if "--headless" not in words else [])
+    done = subprocess.run(
+        [sys.executable, "-m", "robot.cli", *words],
+        capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_two_commands_are_in_the_makefile():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_nothing_names_a_private_place():
+    """No home directories or build hosts in what we ship."""
+    for path in tracked():
+        if path.suffix in {".py", ".md", ".yaml", ".toml", ".xml", ""}:
+            text = (ROOT / path).read_text(errors="replace")
+            assert "/work/" not in text.replace('"/work/"', ""), path
+
+
+def test_packages_on_disk_are_those_that_are_shipped():
+    toml = (ROOT / "pyproject.toml").read_text()
+    for folder in ("robot", "policies", "drivers", "sim2real", "configs"):
+        assert f'"{folder}"' in toml
+    assert all((ROOT / folder).is_dir() for folder in FOLDERS)
