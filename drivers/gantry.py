@@ -14,6 +14,7 @@ HOIST_SPEED = 0.25  # m/s
 HOIST_AFTER_S = 1.0  # in PASSIVE, before people would pull the robot up again
 RELEASE_SHARE = 0.05  # of the weight: below this the rope is slack
 RELEASE_AFTER_S = 0.5  # slack for so long
+CALM_S = 1.0  # at full height before people would call the robot hung
 SWING_DAMPING = 8.0  # N m s/rad, hands that keep the torso from swinging
 
 
@@ -45,6 +46,12 @@ class Gantry:
         self.support_force = 0.0  # N, upwards
         self._last = self._point_w().copy()
         self._slack_s = self._passive_s = 0.0
+        self._calm_s = CALM_S
+
+    @property
+    def hanging(self) -> bool:
+        """True if the robot hangs at full height and has come to rest there for a moment."""
+        return self._calm_s >= CALM_S
 
     def apply(self, mode: Mode, time_s: float) -> None:
         """Move the hook as the mode asks and pull; call once per control period."""
@@ -70,11 +77,13 @@ class Gantry:
         """What the person at the winch does."""
         dt = self._period_s
         self._passive_s = self._passive_s + dt if mode == Mode.PASSIVE else 0.0
-        if self._passive_s > HOIST_AFTER_S:
-            if self.released:
-                self.released = False
-                self.hook, self._last = point.copy(), point
+        if self.released and self._passive_s > HOIST_AFTER_S:
+            self.released = False
+            self.hook, self._last = point.copy(), point
+        if not self.released and mode in (Mode.PASSIVE, Mode.DAMP, Mode.STANDUP):
             self.hook[2] = min(self.hang_height, self.hook[2] + HOIST_SPEED * dt)
+        up = not self.released and self.hook[2] >= self.hang_height
+        self._calm_s = self._calm_s + dt if up else 0.0
         if self.released or mode not in (Mode.STAND, Mode.POLICY, Mode.HOLD):
             self._slack_s = 0.0
             return

@@ -137,7 +137,8 @@ class SimDriver:
         """The world as it is, without noise."""
         data = self.data
         truth.sim_time_ns = self._time_ns
-        truth.support_force, truth.released = self.gantry.support_force, self.gantry.released
+        truth.support_force = self.gantry.support_force
+        truth.released, truth.hanging = self.gantry.released, self.gantry.hanging
         truth.base_pos_w[:] = data.qpos[:3]
         truth.base_quat_wxyz[:] = data.qpos[3:7]
         truth.base_lin_vel_w[:] = data.qvel[:3]

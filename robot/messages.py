@@ -538,6 +538,7 @@ class Truth(Message):
     sim_time_ns = Scalar("int64", "simulated time", "ns")
     support_force = Scalar("float64", "force of the gantry on the torso", "N", "world")
     released = Scalar("uint8", "1 once the gantry has let go")
+    hanging = Scalar("uint8", "1 while the robot hangs at full height, at rest")
     base_pos_w = Array("float64", 3, "position of the pelvis", "m", "world")
     base_quat_wxyz = Array("float64", 4, "orientation of the pelvis", "1", "world")
     base_lin_vel_w = Array("float64", 3, "velocity of the pelvis", "m/s", "world")

@@ -1,8 +1,8 @@
 """Bounds every command before it reaches a motor; the last link of the chain, with no other job.
 
 Order within a tick (faults.md 4): finite, gains, target step, motion into limits, torque.
-Impossible input is refused by `Gate`; bounded excess is clipped by `SafetyFilter`, which returns what it
-changed. Age and authority are judged by control, shapes by the bus.
+Impossible input is refused by `Gate`; bounded excess is clipped by `SafetyFilter`, which returns
+what it changed. Age and authority are judged by control, shapes by the bus.
 
 A target beyond a position limit is legal: soft gains ask for torque that way. What is bounded is
 motion and torque *into* the limit.
@@ -24,6 +24,7 @@ GAIN, STEP, POSITION, TORQUE = (1 << i for i in range(4))
 
 QUAT_TOLERANCE = 0.02  # length of a measured quaternion against 1 (S3)
 SOFTEST = 1.0  # N m/rad; below it a torque bound moves feed-forward instead of the target
+ABSURD = 1e100  # rad or rad/s; squares of less do not overflow
 BUCKET_STATE = 5  # bad states in the leaky bucket until DAMP (S1, opendbc)
 BUCKET_TARGET = 3  # bad targets until DAMP (P1)
 
@@ -101,6 +102,27 @@ class Gate:
         return True
 
 
+class _Views(NamedTuple):
+    """Blocks of a command or a state, found once per message."""
+
+    message: Message
+    whole: NDArray[np.float64]  # a command's five arrays
+    motion: NDArray[np.float64]  # positions, count word, velocities
+    gains: NDArray[np.float64]  # stiffness, count word, damping; of a state: its motion
+
+    @classmethod
+    def of(cls, message: LowCmd | LowState) -> _Views:
+        if isinstance(message, LowState):
+            motion = block(message, "joint_pos", "joint_vel")
+            return cls(message, motion, motion, motion)
+        return cls(
+            message,
+            block(message, "joint_pos_target", "damping"),
+            block(message, "joint_pos_target", "joint_vel_target"),
+            block(message, "stiffness", "damping"),
+        )
+
+
 class SafetyFilter:
     """Clips a command in place so that it cannot drive a joint into its limits or over its torque.
 
@@ -120,7 +142,16 @@ class SafetyFilter:
         self.twice_braking = 2.0 * robot.safety.braking_acceleration
         self.braking_band = robot.safety.braking_band
         self._gain_max = (robot.stiffness_max, robot.damping_max)
-        self._gains: tuple[NDArray, NDArray, NDArray] | None = None  # of the command's block
+        self._views: dict[int, _Views] = {}  # by message: blocks of commands and states
+        self._passed = b""  # the last command that needed no bound on gain and step, as bytes
+        self._inverse_effort = 1.0 / robot.effort_limit
+        # For the quick test, along [position, count, speed].
+        n0 = np.zeros(1)
+        self._middle = np.concatenate([(high + low) / 2, n0, np.zeros(n)])  # rad
+        self._sense = np.concatenate([-np.ones(n), n0, np.ones(n)])
+        self._reach = np.concatenate([(high - low) / 2, n0, np.full(n, self.braking_band)])
+        self._quick = np.empty(2 * n + 1)  # scratch
+        self._product = np.empty(2 * n + 1)  # scratch
         self.previous = np.full(n, np.nan)  # (N,) rad, position target sent last
         self.room, self.bound = np.empty((2, 2 * n))  # (2N,) scratch each
         self.tau, self.rest, self.error, self.braked = np.empty((4, n))  # (N,) scratch each
@@ -129,28 +160,64 @@ class SafetyFilter:
         """Bound `cmd` against `state`, in place; returns what was changed, if anything was."""
         if not self.enabled:
             return None
-        clip = self._bound_gains(cmd)
-        clip = self._bound_step(cmd, state, clip) or clip
-        # The step is judged on what was asked: the torque bound below may move a soft target far.
-        self.previous[:] = cmd.joint_pos_target
+        clip = None
+        raw = self._view(cmd).whole.tobytes()
+        # A policy's target stays for ten ticks: what has passed need not be judged again.
+        if raw != self._passed:
+            clip = self._bound_gains(cmd)
+            clip = self._bound_step(cmd, state, clip) or clip
+            self._passed = raw if clip is None else b""
+            # Judged is what was asked: the torque bound below may move a soft target far.
+            self.previous[:] = cmd.joint_pos_target
+        if self._surely_within(cmd, state):
+            return clip
         return self._bound_torque(cmd, state, clip) or clip
 
-    def _bound_gains(self, cmd: LowCmd) -> Clip | None:
-        gains, most, rest = self._gains or self._gain_block(cmd)
-        np.subtract(gains, most, out=rest)
-        if rest.max() <= 0.0:
-            return None
-        at = int(rest.argmax())
-        before = float(gains[at])
-        np.minimum(gains, most, out=gains)
-        return Clip(GAIN, 0, at % (len(self.previous) + 1), before, float(gains[at]))
+    def _view(self, message: LowCmd | LowState) -> _Views:
+        views = self._views.get(id(message))
+        if views is None or views.message is not message:
+            self._views[id(message)] = views = _Views.of(message)
+        return views
 
-    def _gain_block(self, cmd: LowCmd) -> tuple[NDArray, NDArray, NDArray]:
-        """Stiffness and damping as one view, with the count word between them let pass."""
-        gains = block(cmd, "stiffness", "damping")
-        most = np.concatenate([self._gain_max[0], [np.inf], self._gain_max[1]])
-        self._gains = gains, most, np.empty_like(gains)
-        return self._gains
+    def _bound_gains(self, cmd: LowCmd) -> Clip | None:
+        n = len(self.previous)
+        for row, gains in enumerate((cmd.stiffness, cmd.damping)):
+            np.subtract(gains, self._gain_max[row], out=self.rest)
+            if self.rest.max() > 0.0:
+                at = int(self.rest.argmax())
+                before = float(gains[at])
+                np.minimum(cmd.stiffness, self._gain_max[0], out=cmd.stiffness)
+                np.minimum(cmd.damping, self._gain_max[1], out=cmd.damping)
+                return Clip(GAIN, 0, at % n, before, float(gains[at]))
+        return None
+
+    def _surely_within(self, cmd: LowCmd, state: LowState) -> bool:
+        """A quick test that says True only where `_bound_torque` would change nothing.
+
+        Torque: the squares of all shares of the motors' torque add up to less than 1. Room: each
+        joint could brake before its nearer limit, were it moving there; no square root needed.
+        """
+        motion, quick, product = self._view(state).motion, self._quick, self._product
+        n = len(self.tau)
+        np.subtract(motion, self._middle, out=quick)
+        np.abs(quick, out=quick)
+        np.minimum(quick, ABSURD, out=quick)
+        np.multiply(quick, self._sense, out=quick)
+        np.add(quick, self._reach, out=quick)  # room to the nearer limit; speed + band
+        room, speed = quick[:n], quick[n + 1 :]
+        np.multiply(room, self.twice_braking, out=room)
+        np.multiply(speed, speed, out=speed)
+        np.subtract(room, speed, out=room)
+        if not room.min() >= 0.0:
+            return False
+        views = self._view(cmd)
+        np.subtract(views.motion, motion, out=product)
+        np.multiply(product, views.gains, out=product)
+        tau = self.tau
+        np.add(product[:n], product[n + 1 :], out=tau)
+        np.add(tau, cmd.effort_ff, out=tau)
+        np.multiply(tau, self._inverse_effort, out=tau)
+        return bool(tau.dot(tau) < 1.0)
 
     def _bound_step(self, cmd: LowCmd, state: LowState, clip: Clip | None) -> Clip | None:
         """Jumps of the target from one tick to the next (faults.md 4, step 5)."""
@@ -177,12 +244,6 @@ class SafetyFilter:
         np.add(tau, error, out=tau)
         np.add(tau, cmd.effort_ff, out=tau)  # active torque; the damping term comes on top
         np.multiply(cmd.damping, state.joint_vel, out=braked)
-        np.subtract(tau, braked, out=error)  # what the motor would be asked for
-        far = self._far_from_limits(state)
-        np.abs(error, out=error)
-        np.subtract(error, self.effort_limit, out=error)
-        if far and error.max() <= 0.0:
-            return None
         n = len(tau)
         bound = self._active_bound(state)
         np.minimum(tau, bound[:n], out=rest)
@@ -197,26 +258,18 @@ class SafetyFilter:
         before = float(tau[worst])
         return Clip(bits, 2 if at_limit else 3, worst, before, before + float(rest[worst]))
 
-    def _far_from_limits(self, state: LowState) -> bool:
-        """True if even the fastest joint could brake in the least room of all: nothing to bound."""
-        room, n = self.room, len(self.tau)
-        np.copyto(room[:n], state.joint_pos)
-        np.negative(state.joint_pos, out=room[n:])
-        np.subtract(self.limit, room, out=room)
-        least = float(room.min())
-        speed = max(float(state.joint_vel.max()), -float(state.joint_vel.min()))
-        fast = speed + self.braking_band
-        return least > 0.0 and least * self.twice_braking >= fast * fast  # ** 2 raises on overflow
-
     def _active_bound(self, state: LowState) -> NDArray[np.float64]:
         """(2N,) N m: greatest active torque towards the upper, then towards the lower limits.
 
         Speed towards a position limit may be sqrt(2 a distance); a band below that, torque into the
         limit fades to 0. With damping the torque stays within the motor's limit. No active torque
         at all is always legal: damping only brakes, and cancelling it one tick late would excite.
-        `self.room` holds the distances on entry and the shares in [0, 1] on return.
+        `self.room` holds the shares in [0, 1] on return.
         """
         room, bound, n = self.room, self.bound, len(self.tau)
+        np.copyto(room[:n], state.joint_pos)
+        np.negative(state.joint_pos, out=room[n:])
+        np.subtract(self.limit, room, out=room)
         np.maximum(room, 0.0, out=room)
         np.multiply(room, self.twice_braking, out=room)
         np.sqrt(room, out=room)

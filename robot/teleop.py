@@ -183,7 +183,10 @@ class Teleop:
         if status.lease != self._nonce:
             return Ask.ACQUIRE if status.lease == 0 else Ask.NONE
         ask = PROCEDURE.get(Mode(status.mode), Ask.NONE) if self.automatic else Ask.NONE
+        # Where there is a gantry, its people are waited for.
+        if ask == Ask.ARM and truth is not None and not truth.hanging:
+            return Ask.NONE
         if ask == Ask.START_POLICY:
-            hanging = truth is not None and not truth.released
-            return Ask.NONE if hanging or not self.walk else ask
+            held = truth is not None and not truth.released
+            return Ask.NONE if held or not self.walk else ask
         return ask

@@ -62,8 +62,7 @@ class View:
         table.add_column()
         for label, value in self._rows(status, truth, now_ns):
             table.add_row(label, value)
-        keys = Text("   ".join(f"{k.label} {k.doc}" for k in KEYS.values()), style="dim")
-        return Panel(Group(table, Text(), keys), title="plexus", width=100)
+        return Panel(Group(table, Text(), _keys()), title="plexus", width=100)
 
     def _rows(self, status: Status, truth: Truth | None, now_ns: int) -> list[tuple[str, Text]]:
         mode = Mode(status.mode)
@@ -112,6 +111,17 @@ class View:
             rows.append(("path", Text(f"sensing to target p50 {np.median(path):.0f} us")))
         rows.append(("dropped", Text(f"{status.drops} frames, {status.blocked} refused contents")))
         return rows
+
+
+def _keys() -> Table:
+    """What the keys do, in two columns."""
+    table = Table.grid(padding=(0, 1))
+    texts = [(Text(k.label, "bold"), Text(k.doc, "dim")) for k in KEYS.values()]
+    half = -(-len(texts) // 2)
+    for row in range(half):
+        right = texts[row + half] if row + half < len(texts) else (Text(), Text())
+        table.add_row(*texts[row], Text("  "), *right)
+    return table
 
 
 def _velocity(velocity: np.ndarray) -> str:

@@ -116,8 +116,8 @@ def survives(name: str, tree: ast.Module) -> bool:
         setattr(importlib.import_module("robot"), name.rpartition(".")[2], module)
         import pytest
 
-        arguments = ["-x", "-q", "-p", "no:cacheprovider", "--noconftest", TARGETS[name]]
-        code = int(pytest.main(arguments))
+        options = ["-x", "--assert=plain", "--noconftest", "-p", "no:cacheprovider"]
+        code = int(pytest.main([*options, TARGETS[name]]))
     finally:
         os._exit(code)
 
@@ -145,6 +145,8 @@ def main() -> int:
     names = sys.argv[1:] or list(TARGETS)
     for name in names:
         assert name not in sys.modules, f"{name} is imported already, children would share it"
+        healthy = (ROOT / f"{name.replace('.', '/')}.py").read_text()
+        assert survives(name, ast.parse(healthy)), f"{TARGETS[name]} fails without a mutant"
         every = list(mutants(name))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             alive = list(pool.map(lambda one, n=name: survives(n, one[2]), every))
