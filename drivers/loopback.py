@@ -23,7 +23,7 @@ class LoopbackDriver:
         self._period_ns = period_ns
         self._time_ns = 0
         self._joint_pos = robot.stand_joint_pos.copy()  # (N,) rad
-        self._joint_vel = np.zeros(robot.num_joints)  # (N,) rad/s
+        self._low, self._high = robot.position_limit.T  # (N,) rad each
 
     def open(self) -> None:
         """Nothing to connect to."""
@@ -32,14 +32,17 @@ class LoopbackDriver:
         """Report the pose that was commanded last."""
         state.robot_time_ns = self._time_ns
         state.joint_pos[:] = self._joint_pos
-        state.joint_vel[:] = self._joint_vel
+        state.joint_vel[:] = 0.0
+        state.joint_effort[:] = 0.0
         state.imu_quat_wxyz[:] = (1.0, 0.0, 0.0, 0.0)
         state.imu_gyro[:] = 0.0
         state.imu_accel[:] = (0.0, 0.0, 9.81)
 
     def write(self, cmd: LowCmd) -> None:
-        """Joints with stiffness go to their target within this period."""
-        np.copyto(self._joint_pos, cmd.joint_pos_target, where=cmd.stiffness > 0.0)
+        """Joints with stiffness go to their target, or to their limit, within this period."""
+        pos = self._joint_pos
+        np.copyto(pos, cmd.joint_pos_target, where=cmd.stiffness > 0.0)
+        np.minimum(np.maximum(pos, self._low, out=pos), self._high, out=pos)
         self._time_ns += self._period_ns
 
     def truth(self, truth: Truth) -> bool:

@@ -118,7 +118,7 @@ class SimDriver:
             self.model.actuator_gainprm[:, 0] = stiffness
             self.model.actuator_biasprm[:, 1] = -stiffness
             self.model.actuator_biasprm[:, 2] = -damping
-            self.data.qfrc_applied[FREE_VEL:] = damping * velocity + effort
+            self.model.actuator_biasprm[:, 0] = damping * velocity + effort
         self._limit_torque()
 
     def _limit_torque(self) -> None:

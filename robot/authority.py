@@ -11,9 +11,6 @@ from robot.topics import SOURCES
 HOLD_NS = 200_000_000  # without a command for this long: HOLD
 EXPIRY_NS = 500_000_000  # without a command for this long: the lease is gone
 
-# Asking for less motion needs no lease.
-FREE_FOR_ALL = frozenset({Ask.ESTOP, Ask.SOFT_STOP, Ask.HOLD, Ask.DISARM})
-
 
 class Authority:
     """The lease, and the holder's newest command.

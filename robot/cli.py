@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -170,6 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 0
+    except KeyboardInterrupt:
+        return 130  # as shells say it
 
 
 # --- run ----------------------------------------------------------------------------------------
@@ -177,18 +180,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(args: Run) -> int:
     """`plexus run`: lockstep in this process, or the nodes in theirs."""
-    if args.video:
-        # MuJoCo chooses its GL when it is first imported; a clip is rendered off screen.
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    _check_positive(seconds=args.seconds)
     config = load_run(args.run, _overrides(args))
     if not args.filter and not args.lockstep:
         raise UserError("--no-filter: the safety filter can be switched off in --lockstep only")
     if not config.simulated and args.lockstep:
         raise UserError(f"--lockstep: driver {config.driver!r} is no simulation")
     _check_writable(args.json, args.video)
-    if config.policy is not None:
-        _check_policy(config)
-    else:
+    _check_robot(config)
+    if config.policy is None:
         print(f"plexus: {HOW_TO_IMPORT}", file=sys.stderr)
     result = _run_lockstep(args, config) if args.lockstep else _run_nodes(args, config)
     if args.json:
@@ -198,29 +198,18 @@ def run(args: Run) -> int:
 
 
 def _overrides(args: Run) -> dict[str, Any]:
-    """Top-level keys of the run file that the command line replaces."""
-    from robot.config import parse_yaml, read_text
-    from robot.runs import run_path
-
-    path = run_path(args.run)
-    data, _ = parse_yaml(read_text(path), path)
-    out: dict[str, Any] = {
-        name: value
-        for name in ("seed", "provider", "timing_factor")
-        if (value := getattr(args, name)) is not None
-    }
+    """Keys of the run file that the command line replaces."""
+    given: dict[str, Any] = {
+        "seed": args.seed, "provider": args.provider, "timing_factor": args.timing_factor,
+        "sim.collisions": args.collisions,
+    }  # fmt: skip
     if args.policy is not None:
-        out["policy"] = str(args.policy.expanduser().absolute())
-    operator = dict(data.get("operator") or {})
+        given["policy"] = str(args.policy.expanduser().absolute())
     if args.command is not None:
-        operator["velocity"] = parse_velocity(args.command)
+        given["operator.velocity"] = parse_velocity(args.command)
     if args.headless:
-        operator["keyboard"] = False
-        out["viewer"] = False
-    out["operator"] = operator
-    if args.collisions:
-        out["sim"] = {**(data.get("sim") or {}), "collisions": args.collisions}
-    return out
+        given |= {"operator.keyboard": False, "viewer": False}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def parse_velocity(text: str) -> list[float]:
@@ -241,19 +230,34 @@ def parse_velocity(text: str) -> list[float]:
     return values
 
 
+def _check_positive(**options: float | None) -> None:
+    for name, value in options.items():
+        if value is not None and not 0.0 < value < math.inf:
+            raise UserError(f"--{name}: got {value:g}, expected more than 0")
+
+
 def _check_writable(*paths: Path | None) -> None:
+    """Refuse before the run what could not be written after it."""
     for path in paths:
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UserError(f"{path}: the folder {path.absolute().parent} does not exist")
+        if path is None:
+            continue
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise UserError(f"{path}: the folder {folder} does not exist")
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder, expected a file")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise UserError(f"{path}: may not be written by this user")
 
 
-def _check_policy(config: RunConfig) -> None:
-    """Refuse a bad policy before any process starts."""
+def _check_robot(config: RunConfig) -> None:
+    """Refuse a bad robot or policy before any process starts."""
     from policies.manifest import check_policy, read_policy
     from robot.model import load_robot
 
-    assert config.policy is not None
-    check_policy(read_policy(config.policy), load_robot(config.robot), config.control_hz)
+    robot = load_robot(config.robot)
+    if config.policy is not None:
+        check_policy(read_policy(config.policy), robot, config.control_hz)
 
 
 def _run_lockstep(args: Run, config: RunConfig) -> dict[str, Any]:
@@ -307,10 +311,14 @@ def _run_nodes(args: Run, config: RunConfig) -> dict[str, Any]:
 
 
 def _add_rates(result: dict[str, Any], manager: Any, elapsed: float) -> None:
+    from robot.control_node import REALTIME_FILE
+
     info = manager.policy_info
     result["provider"] = info.provider if info is not None else None
     result["policy"] = info.name if info is not None else None
     result["seconds"] = round(elapsed, 3)
+    report = manager.directory / REALTIME_FILE
+    result["realtime"] = json.loads(report.read_text()) if report.exists() else None
     result["nodes"] = {name: child.state for name, child in manager.children.items()}
 
 
@@ -353,6 +361,11 @@ def _print_summary(result: dict[str, Any]) -> None:
             f"control    {control.get('rate_hz', 0):.1f} Hz, {control['skipped_ticks']} skipped, "
             f"late p50 {late['p50']:.0f} us p99 {late['p99']:.0f} us max {late['max']:.0f} us, "
             f"CPU p50 {cpu['p50']:.0f} us a tick"
+        )
+        memory = control["after_warm_up"]
+        print(
+            f"memory     {memory['page_faults']} page faults, {memory['collections']} collections, "
+            f"{memory['allocated_blocks_growth']:+d} blocks in control after warm-up"
         )
     if result.get("path_us") and isinstance(result["path_us"], dict):
         print(
@@ -417,16 +430,17 @@ def echo(args: Echo) -> int:
     from robot.bus import Subscriber, runtime_directory
     from robot.model import load_robot
     from robot.node import RUN_FILE
+    from robot.nodes import read_state
     from robot.topics import TOPICS, make_codecs
 
+    _check_positive(count=args.count, seconds=args.seconds)
     names = [t.name for t in TOPICS]
     if args.topic not in names:
         raise UserError(f"topic {args.topic!r} is unknown; available: {listing(names, 99)}")
     directory = runtime_directory()
-    run_file = directory / RUN_FILE
-    if not run_file.exists():
+    if read_state(directory)[0]["state"] != "running":
         raise UserError("no run is going on here; start one with `plexus run sim`")
-    config = RunConfig.model_validate_json(run_file.read_text())
+    config = RunConfig.model_validate_json((directory / RUN_FILE).read_text())
     codec = make_codecs(load_robot(config.robot))[args.topic]
     subscriber = Subscriber(zmq.Context(), directory, {args.topic: codec}, every=True)
     end = None if args.seconds is None else time.monotonic() + args.seconds

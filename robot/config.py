@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = REPOSITORY / "configs"
+COMMAND_LINE = 0  # the line of a value that no file holds
 
 
 class UserError(Exception):
@@ -37,15 +38,27 @@ def load_yaml(path: Path, model: type[ModelT], overrides: dict[str, Any] | None 
     Args:
         path: a regular file.
         model: the pydantic record that the file must fit.
-        overrides: top-level values that replace the file's (from the command line).
+        overrides: values of the command line in place of the file's; "sim.collisions" names a key
+            of a key.
 
     Raises:
         UserError: missing file, broken YAML, doubled or unknown key, wrong type, unit or range.
     """
     data, lines = parse_yaml(read_text(path), path)
     for key, value in (overrides or {}).items():
-        data[key] = value
+        _override(data, lines, tuple(key.split(".")), value)
     return check(data, model, where=str(path), lines=lines)
+
+
+def _override(data: Any, lines: dict[tuple, int], at: tuple[str, ...], value: Any) -> None:
+    """Put `value` in; what the file has in its place is only refused by the model, never lost."""
+    for part in at[:-1]:
+        data[part] = data.get(part) or {}
+        data = data[part]
+        if not isinstance(data, dict):
+            return
+    data[at[-1]] = value
+    lines[at] = COMMAND_LINE
 
 
 def check(
@@ -83,6 +96,8 @@ def parse_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[tuple, int]]
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{path}{line}: not valid YAML: {problem}") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply, or an alias that contains itself") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: got a {type(data).__name__}, expected a mapping of keys")
     return data, lines
@@ -91,24 +106,29 @@ def parse_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[tuple, int]]
 def _construct(node: yaml.Node, at: tuple, lines: dict[tuple, int], path: Path) -> Any:
     """Build plain data from a YAML node; unlike PyYAML it refuses doubled keys."""
     lines[at] = node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
+    if node.tag == "tag:yaml.org,2002:map":
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = _scalar(key_node)
+            key, line = _scalar(key_node, path), key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise UserError(f"{path}:{line}: key {short(key)}: expected text")
             if key in result:
-                line = key_node.start_mark.line + 1
                 raise UserError(f"{path}:{line}: key {key!r} is given twice")
             result[key] = _construct(value_node, (*at, key), lines, path)
-            lines[(*at, key)] = key_node.start_mark.line + 1
+            lines[(*at, key)] = line
         return result
-    if isinstance(node, yaml.SequenceNode):
+    if node.tag == "tag:yaml.org,2002:seq":
         return [_construct(n, (*at, i), lines, path) for i, n in enumerate(node.value)]
-    return _scalar(node)
+    return _scalar(node, path)
 
 
-def _scalar(node: yaml.Node) -> Any:
-    loader = yaml.SafeLoader("")
-    return loader.construct_object(node, deep=True)
+def _scalar(node: yaml.Node, path: Path) -> Any:
+    """The value of a node; other tags than YAML's own are refused by the loader."""
+    try:
+        return yaml.SafeLoader("").construct_object(node, deep=True)
+    except ValueError as error:  # an impossible date, a number of thousands of digits
+        line = node.start_mark.line + 1
+        raise UserError(f"{path}:{line}: not valid YAML: {short(str(error))}") from None
 
 
 def _explain(
@@ -118,6 +138,8 @@ def _explain(
     at = tuple(first["loc"])
     known = next((lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), None)
     place = f"{where}:{known}" if known and at else where
+    if known == COMMAND_LINE:
+        place = "command line"
     key = ".".join(str(part) for part in at) or "(whole file)"
     got = first.get("input")
     match first["type"]:
@@ -132,7 +154,17 @@ def _explain(
             return f"{place}: {key}: {first['ctx']['error']}"
         case _:
             expected = first["msg"].replace("Input should be", "expected").strip()
-            return f"{place}: {key}: got {short(got)}, {expected}"
+            expected = expected.replace("an object", "a mapping").replace("array", "list")
+            return f"{place}: {key}: got {short(got)}, {expected}{_hint(got)}"
+
+
+def _hint(got: Any) -> str:
+    """Why a text that looks like a number is none."""
+    try:
+        float(got if isinstance(got, str) else "")
+    except ValueError:
+        return ""
+    return " (YAML reads this as text; a number has no quotes, and 1e-3 is written 1.0e-3)"
 
 
 def _keys_at(model: type[BaseModel], at: tuple) -> list[str]:

@@ -16,6 +16,9 @@ from drivers.driver import Driver, DriverFault
 from robot import modes, safety
 from robot.authority import Authority
 from robot.messages import (
+    VALID_ARMS,
+    VALID_HEIGHT,
+    VALID_VELOCITY,
     Ask,
     Codec,
     Command,
@@ -48,7 +51,6 @@ NEAR_START = 0.5  # rad, measured pose to the policy's first (faults.md 3.3)
 STAND_REACHED = 0.25  # rad, soft joints sag under load
 QUIET_SPEED = 1.0  # rad/s
 ARM_SPEED = 1.0  # rad/s, commanded arms follow the operator no faster
-VALID_VELOCITY, VALID_HEIGHT, VALID_ARMS = 1, 2, 4
 
 # Which source feeds the motors in which mode. A change of source goes through the ramp.
 SOURCE = {

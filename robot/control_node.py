@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import json
 import resource
 import sys
 import time
@@ -19,6 +21,7 @@ from robot.topics import OPERATOR_TOPICS, TOPICS
 
 PUBLISHED = tuple(t.name for t in TOPICS if t.publisher == "control")
 MALFORMED = ("length", "encoding", "schema", "count")
+REALTIME_FILE = "realtime.json"  # what control got of real time, in the runtime directory
 LAST_DAMPING_TICKS = 5  # repeated, since a single frame may be lost
 
 
@@ -134,8 +137,9 @@ def main(node: Node) -> None:
     driver.open()
     try:
         report = node.context_report + realtime.enter(run.realtime)
-        if line := realtime.degraded(report):
-            node.say(line)
+        node.say(realtime.in_words(report))
+        rows = [dataclasses.asdict(got) for got in report]
+        (node.directory / REALTIME_FILE).write_text(json.dumps(rows))
         node.ready()
         loop(node, control, driver, ports)
     finally:

@@ -29,6 +29,8 @@ STRUCT_CODE = {
     "float64": "d",
 }  # fmt: skip
 
+VALID_VELOCITY, VALID_HEIGHT, VALID_ARMS = 1, 2, 4  # bits of a command's valid mask
+
 
 class Mode(IntEnum):
     """What control does with the motors (faults.md 3.1)."""

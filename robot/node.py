@@ -7,10 +7,9 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
-
-import zmq
 
 from robot import clock
 from robot.config import UserError
@@ -63,10 +62,10 @@ class Node:
         self.stopping = True
 
     def sleep_until(self, deadline_ns: int) -> None:
-        """Wait, but not past a stop request for more than a moment."""
+        """Wait for a moment of the loop's schedule."""
         remaining = deadline_ns - clock.now_ns()
         if remaining > 0:
-            zmq.Poller().poll(max(1, remaining // 1_000_000))
+            time.sleep(remaining * 1e-9)
 
 
 def main(arguments: Iterable[str] | None = None) -> int:

@@ -18,14 +18,13 @@ from policies.manifest import (
 from policies.session import PolicySession, verify_golden
 from robot import clock
 from robot.bus import Publisher, Subscriber
-from robot.messages import Codec, PolicyInfo, PolicyInput, Target
+from robot.messages import VALID_ARMS, VALID_HEIGHT, Codec, PolicyInfo, PolicyInput, Target
 from robot.model import Robot
 from robot.node import Node
 from robot.realtime import freeze_collector
 from robot.runs import RunConfig
 from robot.topics import make_codecs
 
-VALID_VELOCITY, VALID_HEIGHT, VALID_ARMS = 1, 2, 4
 INFO_PERIOD_NS = 1_000_000_000
 
 

@@ -107,10 +107,11 @@ def die_with_parent(signal_number: int, parent: int) -> None:
         sys.exit(0)
 
 
-def degraded(report: list[Got]) -> str:
-    """One line of what is missing, or "" if nothing is."""
-    missing = [f"{g.name}: {g.detail}" for g in report if not g.got]
-    return f"real time degraded: {'; '.join(missing)}" if missing else ""
+def in_words(report: list[Got]) -> str:
+    """One line: what was got, and what was not with the reason."""
+    got = ", ".join(g.name for g in report if g.got) or "nothing"
+    missing = "; ".join(f"{g.name} ({g.detail})" for g in report if not g.got)
+    return f"real time: got {got}" + (f"; DEGRADED, not got: {missing}" if missing else "")
 
 
 def _kernel() -> Got:

@@ -76,7 +76,7 @@ class RunConfig(Strict):
     def _periods_fit(self) -> RunConfig:
         period = 1.0 / self.control_hz
         ratio = period / self.sim.physics_dt
-        if (self.driver == "sim" and abs(ratio - round(ratio)) > 1e-6) or ratio < 0.5:
+        if self.driver == "sim" and (abs(ratio - round(ratio)) > 1e-6 or ratio < 0.5):
             raise ValueError(
                 f"sim.physics_dt is {self.sim.physics_dt} s; expected a whole fraction of the "
                 f"control period, {period} s"
@@ -118,7 +118,7 @@ def run_path(name: str | Path) -> Path:
 
 
 def load_run(name: str | Path, overrides: dict[str, Any] | None = None) -> RunConfig:
-    """Read a run's file, with the command line's values in place of its own.
+    """Read a run's file, with the command line's values in place of its own (see load_yaml).
 
     Raises:
         UserError: no such run, or the file does not fit RunConfig.

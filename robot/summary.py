@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot.messages import Message, Mode, Status, Timing, Truth
-from robot.modes import fault_names
+from robot.modes import FAULT, fault_names
 from robot.safety import orientation
 
 FALLEN_HEIGHT = 0.4  # m, pelvis
@@ -36,7 +36,7 @@ class Summary:
         self.timing: Timing | None = None
         self._start_ns: int | None = None
         self._walk: list[tuple[float, float, float, float]] = []  # s, x, y (m), yaw (rad)
-        self._stood = False
+        self._hangs = False  # on a simulated gantry, where no robot falls
         self._release_s: float | None = None
         self._support: float | None = None
         self._support_max = 0.0
@@ -63,6 +63,8 @@ class Summary:
             self.modes.append((round((now - self._start_ns) * 1e-9, 3), mode.name))
             if mode in (Mode.HOLD, Mode.SOFT_STOP, Mode.FAULT, Mode.ESTOP):
                 self.reasons.append(status.reason or f"{mode.name} was requested")
+        # The mode machine damps a falling robot before it lies.
+        self.fell = self.fell or (status.cause == FAULT["fallen"] and not self._hangs)
         # Before arming many rows are active by nature: there is no operator, no pilot yet.
         for name in fault_names(status.faults) if mode != Mode.PASSIVE else ():
             if name not in self.faults:
@@ -74,11 +76,14 @@ class Summary:
         time_s = truth.sim_time_ns * 1e-9
         self._support = truth.support_force
         self._support_max = max(self._support_max, truth.support_force)
+        self._hangs = not truth.released
         if truth.released and self._release_s is None:
             self._release_s = time_s
         if truth.released and self.mode in (Mode.STAND, Mode.POLICY, Mode.HOLD):
             lies = truth.base_pos_w[2] < FALLEN_HEIGHT or roll_pitch_tilt[2] > FALLEN_TILT
             self.fell = self.fell or bool(lies)
+        if self._walk and time_s < self._walk[-1][0]:
+            self._walk.clear()  # simulation began anew: control was restarted
         if self.mode == Mode.POLICY:
             w, x, y, z = truth.base_quat_wxyz.tolist()
             yaw = math.atan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
@@ -96,7 +101,7 @@ class Summary:
     def mean_velocity(self) -> list[float] | None:
         """vx, vy (m/s, heading frame), yaw rate (rad/s) over the last two thirds in POLICY.
 
-        Displacements are summed in the heading frame of their moment, per simulated second.
+        Displacements are summed in the heading frame half way through them, per simulated second.
         """
         walk = np.array(self._walk)  # (n, 4)
         if len(walk) < 3:
@@ -104,7 +109,7 @@ class Summary:
         walk = walk[walk[:, 0] >= walk[0, 0] + (walk[-1, 0] - walk[0, 0]) / 3.0]
         step, yaw = np.diff(walk, axis=0), np.unwrap(walk[:, 3])
         keep = step[:, 0] < 0.1  # a gap in POLICY (HOLD, restart) is no walk
-        dx, dy, heading = step[keep, 1], step[keep, 2], yaw[:-1][keep]
+        dx, dy, heading = step[keep, 1], step[keep, 2], ((yaw[:-1] + yaw[1:]) / 2.0)[keep]
         duration = float(step[keep, 0].sum())
         if duration <= 0.0:
             return None

@@ -12,10 +12,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from robot.messages import Ask, Codec, Command, Message, Mode, Request, Status, Truth
+from robot.messages import (
+    VALID_VELOCITY,
+    Ask,
+    Codec,
+    Command,
+    Message,
+    Mode,
+    Request,
+    Status,
+    Truth,
+)
 from robot.topics import source_index
 
-VALID_VELOCITY = 1
 COMMAND_PERIOD_NS = 50_000_000  # 20 Hz
 RESEND_NS = 50_000_000  # an unanswered request is sent again, unchanged
 RETRY_NS = 300_000_000  # a refused step of the start procedure is tried again

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 
 from robot.bus import Subscriber
 from robot.messages import LowState, Truth
@@ -21,6 +22,22 @@ def has_display() -> bool:
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
+def can_draw() -> bool:
+    """Try it with a hidden window, since MuJoCo ends the process where it cannot open its own."""
+    import glfw
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if not glfw.init():
+            return False
+        glfw.window_hint(glfw.VISIBLE, glfw.FALSE)
+        window = glfw.create_window(1, 1, "", None, None)
+        glfw.default_window_hints()
+        if window:
+            glfw.destroy_window(window)
+        return bool(window)
+
+
 def main(node: Node) -> None:
     """Show truth where a simulation tells it, else the measured joints on a fixed base."""
     if not has_display():
@@ -30,6 +47,9 @@ def main(node: Node) -> None:
         import mujoco.viewer
     except ImportError as error:
         node.say(f"no window: {error}")
+        return
+    if not can_draw():
+        node.say("the display cannot be opened, so no window; everything else runs")
         return
     model = compile_model(node.robot)
     data = mujoco.MjData(model)

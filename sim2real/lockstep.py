@@ -127,11 +127,12 @@ class Lockstep:
             self._run_pilot(message)
         elif topic == "status":
             self._status = self._keep(message, self._status)
+            self.summary.hear(message)
         elif topic == "truth":
             truth = self._truth = self._keep(message, self._truth)
             if self.on_truth:
                 self.on_truth(truth)
-        self.summary.hear(message)
+            self.summary.hear(message)
         return seq
 
     def drops(self) -> tuple[int, int]:

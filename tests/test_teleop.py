@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -221,6 +220,10 @@ def test_the_way_to_the_walk_is_one_request_per_mode_in_order():
             desk.answer()
             desk.status.lease = 5
             desk.status.mode = mode_after.get(ask, desk.status.mode)
+        if tick == 5:
+            assert asked == [Ask.ACQUIRE], "its people have not hoisted it yet"
+            assert desk.truth is not None
+            desk.truth.hanging = 1
         if tick == 20:
             assert asked == [Ask.ACQUIRE, Ask.ARM, Ask.STAND_UP], "standing up takes its time"
             desk.status.mode = Mode.STAND
