@@ -233,6 +233,7 @@ class Bench:
             lateness_us=spread(np.concatenate([slot.timer.us for _, _, slot in rounds])),
             bare_lateness_us=spread(np.concatenate([floor.us for floor, _ in timers])),
             after_warm_up=nodes.after_warm_up,
+            faults=nodes.manager.summary.faults,
             **_skips(timers),
         )  # fmt: skip
 
@@ -256,8 +257,9 @@ class Slot:
 class Nodes:
     """The nodes of a run on the loopback driver, stopped by signal while others are measured.
 
-    Restarting them for each slot would leave too few rounds; a stop costs nothing, and the first
-    timing message after it is thrown away. Used with `with`, which ends them however it is left.
+    Restarting them for each slot would leave too few rounds. The first timing message after a stop
+    is thrown away; the warning `overrun` that a stop raises stays for a second, so ours is measured
+    with it. Used with `with`, which ends them however it is left.
     """
 
     def __init__(self, setup: Setup) -> None:

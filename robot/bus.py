@@ -13,8 +13,9 @@ import os
 import secrets
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import zmq
 
@@ -23,8 +24,11 @@ from robot.messages import Codec, Message
 
 LONGEST_IPC_PATH = 107  # sun_path of Linux, less the terminating NUL
 MAX_FRAME = 64 * 1024  # what a stranger may send on a control topic before being cut off
+MALFORMED = ("length", "encoding", "schema", "count")  # causes that mean a wrong form
 QUEUE = 64  # messages per pipe; readers of the newest drain it, age is checked
 QUEUE_ALL = 20_000  # for readers that want every message
+# As plain numbers: `zmq.POLLIN` and its kin are enumerations, and their `&` runs Python code.
+EVENTS, POLLIN, NOBLOCK = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK)
 MAX_INSTANCES = 64  # publishers remembered per inbox; more is a flood
 
 
@@ -55,6 +59,8 @@ class Inbox:
 
     def __init__(self, codecs: Iterable[Codec]) -> None:
         self.drops: Counter[str] = Counter()  # cause: length, encoding, schema, robot, count, old
+        self.dropped = 0  # sum of drops
+        self.malformed = 0  # those of them whose form was wrong
         self.received = 0
         self.missed = 0  # gaps in seq
         self._by_size: dict[int, list[Codec]] = {}
@@ -95,6 +101,8 @@ class Inbox:
 
     def _drop(self, cause: str) -> None:
         self.drops[cause] += 1
+        self.dropped += 1
+        self.malformed += cause in MALFORMED
 
 
 class Publisher:
@@ -119,7 +127,7 @@ class Publisher:
     def send(self, message: Message, stamp_ns: int) -> int:
         """Number, stamp and send; never blocks (a slow subscriber loses messages). Returns seq."""
         seq = self.outbox.stamp(message, stamp_ns)
-        self.socket.send(message.payload, zmq.NOBLOCK)
+        self.socket.send(message.payload, NOBLOCK)
         return seq
 
     def repeat(self, message: Message) -> None:
@@ -158,6 +166,7 @@ class Subscriber:
         self.socket.setsockopt(zmq.SUBSCRIBE, b"")
         for topic in codecs:
             self.socket.connect(f"ipc://{endpoint(directory, topic)}")
+        self._getsockopt: Callable[[int], Any] = self.socket.getsockopt
 
     def wait(self, timeout_ms: int) -> bool:
         """Block until something arrives, at most `timeout_ms`; True if something did."""
@@ -166,8 +175,8 @@ class Subscriber:
     def receive(self) -> Message | None:
         """The next good message, or None when nothing is left. Never blocks, never raises."""
         # Asking EVENTS costs a third of a receive that raises Again.
-        while self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
-            length = self.socket.recv_into(self._frame, flags=zmq.NOBLOCK)
+        while self._getsockopt(EVENTS) & POLLIN:
+            length = self.socket.recv_into(self._frame, flags=NOBLOCK)
             if message := self.inbox.accept(self._frame, length):
                 return message
         return None

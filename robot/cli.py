@@ -471,9 +471,10 @@ def policy_import(args: PolicyImport) -> int:
     from policies.session import PolicySession, verify_golden
     from robot.model import load_robot
 
+    out = args.out or Path(f"{args.file.stem}.plexus.onnx")
+    _check_writable(out)
     robot = load_robot(args.robot)
     model, manifest = import_policy(args.file, robot, args.name)
-    out = args.out or Path(f"{args.file.stem}.plexus.onnx")
     packed = pack_policy(model, manifest, out)
     check_policy(packed, robot)
     worst = verify_golden(PolicySession(packed), packed.manifest)

@@ -214,7 +214,7 @@ class Control:
         self.status.drops = drops[0]
         self._judge(drops[1], now_ns)
         self._last_ns = now_ns
-        if requests or self._faults or self.machine.mode not in _STEADY:
+        if requests or self._faults & modes.ACTING or self.machine.mode not in _STEADY:
             self._step_machine(requests, now_ns)
 
     def _judge(self, malformed: int, now_ns: int) -> None:
@@ -373,25 +373,28 @@ class Control:
 
     def _fill_policy_input(self, now_ns: int) -> None:
         out, state = self.policy_input, self.state
-        out.now_ns, out.robot_time_ns = now_ns, state.robot_time_ns
-        out.state_tick = state.tick
-        out.policy_id = self.info.policy_id
-        out.episode, out.step = self._episode, self._step
-        out.mode = self.machine.mode
         out.joint_pos[:] = state.joint_pos
         out.joint_vel[:] = state.joint_vel
         out.imu_quat_wxyz[:] = state.imu_quat_wxyz
         out.imu_gyro[:] = state.imu_gyro
-        self._accept_command(out, now_ns)
+        follow, valid = self._accept_command(out, now_ns)
+        command = self.authority.command
+        # In the order of PolicyInput's scalars.
+        out.set_scalars(
+            now_ns, state.robot_time_ns, state.tick,
+            command.instance if follow else 0, command.seq if follow else 0,
+            self.info.policy_id, self._episode, self._step, valid, self.machine.mode,
+        )  # fmt: skip
 
-    def _accept_command(self, out: PolicyInput, now_ns: int) -> None:
-        """The operator's wish as the mode allows it: zeroed, within ranges, arms no faster."""
+    def _accept_command(self, out: PolicyInput, now_ns: int) -> tuple[bool, int]:
+        """The operator's wish as the mode allows it: zeroed, within ranges, arms no faster.
+
+        Returns whether it was followed, and the mask of what counts.
+        """
         authority, command = self.authority, self.authority.command
         # While targets are still blended a gait cannot unfold: a policy told to walk falls.
         follow = self.machine.mode == Mode.POLICY and authority.fresh(now_ns) and self.ramp.done
         valid = command.valid if follow else 0
-        out.command_instance = command.instance if follow else 0
-        out.command_seq = command.seq if follow else 0
         if valid & VALID_VELOCITY and np.isfinite(command.velocity).all():
             np.clip(
                 command.velocity, self.info.velocity_min, self.info.velocity_max, out=out.velocity
@@ -408,7 +411,7 @@ class Control:
         if valid & VALID_ARMS and np.isfinite(command.arm_joint_pos).all():
             self._move_arms(command)
         out.arm_joint_pos[:] = self._arms
-        out.command_valid = (valid & ~VALID_ARMS) | (VALID_ARMS if self._arms_valid else 0)
+        return follow, (valid & ~VALID_ARMS) | (VALID_ARMS if self._arms_valid else 0)
 
     def _move_arms(self, command: Command) -> None:
         arms = self.robot.arm_joints

@@ -20,7 +20,6 @@ from robot.node import Node
 from robot.topics import OPERATOR_TOPICS, TOPICS
 
 PUBLISHED = tuple(t.name for t in TOPICS if t.publisher == "control")
-MALFORMED = ("length", "encoding", "schema", "count")
 REALTIME_FILE = "realtime.json"  # what control got of real time, in the runtime directory
 LAST_DAMPING_TICKS = 5  # repeated, since a single frame may be lost
 
@@ -49,8 +48,10 @@ class BusPorts:
 
     def target(self, asked_seq: int | None) -> Target | None:
         """The newest target; waits for the answer to `asked_seq`, at most `wait_ms`."""
-        newest: Message | None = self._targets.newest()
-        if asked_seq is not None and self.wait_ms:
+        newest: Message | None = None
+        if asked_seq is None or not self.wait_ms:
+            newest = self._targets.newest()
+        else:
             deadline = clock.now_ns() + self.wait_ms * 1_000_000
             while not (isinstance(newest, Target) and newest.input_seq >= asked_seq):
                 remaining = (deadline - clock.now_ns()) // 1_000_000
@@ -65,9 +66,8 @@ class BusPorts:
 
     def drops(self) -> tuple[int, int]:
         """Frames refused on all inputs; targets of wrong form."""
-        targets = self._targets.inbox.drops
-        total = sum(self._others.inbox.drops.values()) + sum(targets.values())
-        return total, sum(targets[cause] for cause in MALFORMED)
+        others, targets = self._others.inbox, self._targets.inbox
+        return others.dropped + targets.dropped, targets.malformed
 
 
 class Stopwatch:

@@ -80,6 +80,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("overrun", Action.WARN, Clear.AUTO, ARMED, False,
           "three ticks late in a row, or over 1 % of a second's ticks"),
 )  # fmt: skip
+# Rows that act on the mode; a WARN is only told.
+ACTING = sum(1 << i for i, fault in enumerate(FAULTS) if fault.action > Action.WARN)
 FAULT = {fault.name: i for i, fault in enumerate(FAULTS)}
 BIT = {fault.name: 1 << i for i, fault in enumerate(FAULTS)}
 

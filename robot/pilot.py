@@ -44,8 +44,12 @@ class Pilot:
         self.policy_id, self.session = policy.policy_id, session
         manifest = policy.manifest
         order = {name: i for i, name in enumerate(robot.joint_names)}
-        self._observed = np.array([order[name] for name in manifest.observed_joints])
-        self._driven = np.array([order[name] for name in manifest.driven_joints])
+        self._observed = _selection([order[name] for name in manifest.observed_joints])
+        self._driven = _selection([order[name] for name in manifest.driven_joints])
+        inputs = session.inputs
+        self._joint_pos, self._joint_vel = inputs["joint_pos"][0], inputs["joint_vel"][0]
+        self._quat, self._gyro = inputs["imu_quat_wxyz"][0], inputs["imu_gyro"][0]
+        self._command = inputs["command"][0]
         self._default = default_command(manifest)  # (4 + A,)
         self._episode = -1
         self.target: Target = codecs["target"].new()
@@ -70,21 +74,20 @@ class Pilot:
 
     def step(self, given: PolicyInput, now_ns: int) -> Target:
         """Run the policy once; a new episode, or step 0, starts from the initial carry."""
-        session, inputs, out = self.session, self.session.inputs, self.target
+        session, out = self.session, self.target
         episode, step = given.episode, given.step
         if episode != self._episode or step == 0:
             session.reset()
             self._episode = episode
-        inputs["joint_pos"][0] = given.joint_pos[self._observed]
-        inputs["joint_vel"][0] = given.joint_vel[self._observed]
-        inputs["imu_quat_wxyz"][0] = given.imu_quat_wxyz
-        inputs["imu_gyro"][0] = given.imu_gyro
-        self._fill_command(inputs["command"][0], given)
+        self._joint_pos[:] = given.joint_pos[self._observed]
+        self._joint_vel[:] = given.joint_vel[self._observed]
+        self._quat[:] = given.imu_quat_wxyz
+        self._gyro[:] = given.imu_gyro
+        self._fill_command(self._command, given)
         session.run()
         out.joint_pos_target[self._driven] = session.joint_pos_target
-        out.now_ns = now_ns
-        out.input_instance, out.input_seq = given.instance, given.seq
-        out.policy_id, out.episode, out.step = self.policy_id, episode, step
+        # In the order of Target's scalars.
+        out.set_scalars(now_ns, given.instance, given.seq, self.policy_id, episode, step)
         return out
 
     def _fill_command(self, command: np.ndarray, given: PolicyInput) -> None:
@@ -97,6 +100,11 @@ class Pilot:
             command[3] = given.base_height[0]
         if valid & VALID_ARMS:
             command[4:] = given.arm_joint_pos
+
+
+def _selection(rows: list[int]) -> slice | np.ndarray:
+    """Rows to pick; a slice, and so no copy, where it is all of them in order."""
+    return slice(None) if rows == list(range(len(rows))) else np.array(rows)
 
 
 def load_pilot(run: RunConfig, robot: Robot) -> Pilot:

@@ -17,7 +17,6 @@ from drivers import make_driver
 from drivers.driver import Driver
 from robot.bus import Inbox, Outbox
 from robot.control import Control, tick
-from robot.control_node import MALFORMED
 from robot.messages import Codec, Message, Mode, PolicyInput, Status, Target, Truth
 from robot.model import Robot, load_robot
 from robot.runs import RunConfig
@@ -137,9 +136,8 @@ class Lockstep:
 
     def drops(self) -> tuple[int, int]:
         """Frames refused on control's inputs; targets of wrong form."""
-        targets = self._targets.drops
-        total = sum(self._others.drops.values()) + sum(targets.values())
-        return total, sum(targets[cause] for cause in MALFORMED)
+        others, targets = self._others, self._targets
+        return others.dropped + targets.dropped, targets.malformed
 
     # --- the loop ---------------------------------------------------------------------------
 

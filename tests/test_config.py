@@ -1,5 +1,7 @@
 """YAML mistakes: each is one sentence with file, line, key, what was got, expected, available."""
 
+# ruff: noqa: E501 - sentences stand on one line, as they are printed
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -21,8 +23,8 @@ class Example(Strict):
     pair: tuple[float, float] = (0.0, 0.0)
     live: bool = False
     motor: Motor = Motor(effort=1.0)
-    motors: dict[str, Motor] = {}
-    rows: list[Motor] = []
+    motors: dict[str, Motor] = Field({})
+    rows: list[Motor] = Field([])
 
 
 KEYS = "name, count, gain, pair, live, motor, motors, rows"

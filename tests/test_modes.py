@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from hypothesis import settings
@@ -16,6 +16,7 @@ from robot.modes import (
     FAULTS,
     GUARDS,
     NO_CAUSE,
+    TRANSITIONS,
     Action,
     Answer,
     Clear,
@@ -175,6 +176,30 @@ def test_names_and_entries_of_several_faults():
     assert fault_names(bits) == ["internal_error", "tick_gap", "overrun"]
     assert forbids_entry(bits) == ["internal_error"]
     assert fault_names(0) == forbids_entry(0) == []
+
+
+def test_numbers_that_logs_and_other_programs_read():
+    assert {a.name: a.value for a in Action} == {
+        "NONE": 0, "WARN": 1, "HOLD": 2, "SOFT_STOP": 3, "DAMP": 4,
+    }  # fmt: skip
+    assert {c.name: c.value for c in Clear} == {"AUTO": 0, "ENGAGE": 1, "RESET": 2}
+    assert NO_CAUSE == 255
+    assert ModeState() == ModeState(Mode.PASSIVE, since_ns=0, cause=255, disarming=False)
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        (FAULTS[0], "action"),
+        (TRANSITIONS[0], "to"),
+        (ModeState(), "mode"),
+        (conditions(), "faults"),
+        (Answer(Ask.ARM, True, ""), "ok"),
+    ],
+)
+def test_nobody_changes_a_table_or_a_state_in_place(row, field):
+    with pytest.raises(FrozenInstanceError):
+        setattr(row, field, None)
 
 
 def test_the_most_severe_active_fault_wins():

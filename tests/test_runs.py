@@ -1,5 +1,7 @@
 """Run files: which there are, which are refused, and the rules between their values."""
 
+# ruff: noqa: E501 - sentences stand on one line, as they are printed
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -55,7 +57,7 @@ def test_a_path_is_taken_as_it_is(tmp_path):
          "a.yaml: (whole file): target_wait_ms is 2; expected less than the control period, 2 ms"),
         ("driver: g1\n", "a.yaml:3: key 'driver' is given twice"),
         ("control_hz: 10", "a.yaml:3: control_hz: got 10, expected greater than or equal to 50"),
-        ("control_hz: 500.0", None),
+        ("control_hz: 500.0", "a.yaml:3: control_hz: got 500.0, expected a valid integer"),
         ("control_hz: 500.5", "a.yaml:3: control_hz: got 500.5, expected a valid integer"),
         ("timing_factor: 0.5", "a.yaml:3: timing_factor: got 0.5, expected greater than or equal to 1"),
         ("timing_factor: .inf", "a.yaml:3: timing_factor: got inf, expected a finite number"),
@@ -69,7 +71,7 @@ def test_a_path_is_taken_as_it_is(tmp_path):
         ("sim: {collisions: none}", "a.yaml:3: sim.collisions: got 'none', expected 'full' or 'feet'"),
         ("sim: {corner_speed: 0}", "a.yaml:3: sim.corner_speed: got 0, expected greater than 0"),
         ("operator: {velocity: [0.5, 0]}",
-         "a.yaml:3: operator.velocity: got [0.5, 0], Tuple should have at least 3 items after validation, not 2"),
+         "a.yaml:3: operator.velocity.2: missing; expected a value here"),
         ("operator: {velocity: 0.5}", "a.yaml:3: operator.velocity: got 0.5, expected a valid list"),
         ("realtime: {fifo_priority: 99}",
          "a.yaml:3: realtime.fifo_priority: got 99, expected less than or equal to 98"),
@@ -78,12 +80,8 @@ def test_a_path_is_taken_as_it_is(tmp_path):
          "timing_factor, target_wait_ms, provider, policy, seed, realtime, operator, viewer, sim"),
     ],
 )  # fmt: skip
-def test_rules_of_a_run(tmp_path, text: str, sentence: str | None):
-    if sentence is None:
-        (tmp_path / "a.yaml").write_text(GOOD + text)
-        load_run(tmp_path / "a.yaml")
-    else:
-        assert said(tmp_path, GOOD + text) == sentence
+def test_rules_of_a_run(tmp_path, text: str, sentence: str):
+    assert said(tmp_path, GOOD + text) == sentence
 
 
 def test_a_driver_must_be_one_of_ours(tmp_path):
