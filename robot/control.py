@@ -150,6 +150,7 @@ class Control:
         self._state_ns = self._last_ns = self._heartbeat_ns = self._info_ns = None
         self._heartbeat_seq = 0
         self._momentary = 0  # fault bits that hold for this tick only
+        self._write_fault = 0  # what the last write found out, for the tick after it
         self._tilted_ticks = 0
         self._malformed = 0
         self._faults = 0
@@ -161,6 +162,7 @@ class Control:
         self._target_ns: int | None = None  # time of the input that the target in force answers
         self._arms = robot.stand_joint_pos[robot.arm_joints].copy()
         self._arms_valid = False
+        self._answers: list[tuple[int, int, Answer]] = []  # (instance, seq, answer) to publish
         self._status_due = True
         self._reason = ""
 
@@ -169,7 +171,7 @@ class Control:
     def read(self, driver: Driver, now_ns: int) -> None:
         """Take the driver's state if it is possible; else keep the last good one."""
         self.tick += 1
-        self._momentary = 0
+        self._momentary, self._write_fault = self._write_fault, 0
         self._heard = None
         fresh = self._fresh
         try:
@@ -191,9 +193,9 @@ class Control:
     def fail(self, error: BaseException) -> None:
         """An exception in the tick: DAMP from now on, with the exception's text."""
         self._fail("internal_error", f"{type(error).__name__}: {error}")
-        self.machine = modes.ModeState(
-            Mode.FAULT, self._last_ns or 0, modes.FAULT["internal_error"]
-        )
+        before, cause = self.machine.mode, modes.FAULT["internal_error"]
+        self.machine = ModeState(Mode.FAULT, self._last_ns or 0, cause)
+        self._enter(before)
 
     # --- decide -------------------------------------------------------------------------------
 
@@ -274,7 +276,8 @@ class Control:
     def _step_machine(self, requests: list[Request], now_ns: int) -> None:
         asks: list[Ask] = []
         before = self.machine
-        for request in requests:
+        # An e-stop comes last, so that nothing of the same tick can undo it.
+        for request in sorted(requests, key=lambda r: r.ask == Ask.ESTOP):
             ask = Ask(request.ask) if request.ask in list(Ask) else Ask.NONE
             if ask in (Ask.ACQUIRE, Ask.RELEASE):
                 ok, reason = self.authority.ask(request, now_ns)
@@ -297,9 +300,7 @@ class Control:
             self._enter(before.mode)
 
     def _answer(self, request: Request, answer: Answer) -> None:
-        status = self.status
-        status.answer_instance, status.answer_seq = request.instance, request.seq
-        status.answer_ask, status.answer_ok = answer.ask, answer.ok
+        self._answers.append((request.instance, request.seq, answer))
         self._reason, self._status_due = answer.reason, True
 
     def _enter(self, before: Mode) -> None:
@@ -506,6 +507,7 @@ class Control:
             driver.write(self.cmd)
         except DriverFault as fault:
             self._fail("driver_fault", str(fault))
+            self._write_fault = BIT["driver_fault"]
 
     def damp(self, driver: Driver) -> None:
         """Send damping now, whatever the mode: the last thing before control lets go."""
@@ -527,9 +529,22 @@ class Control:
         if self._status_due:
             self._status_due = False
             self._fill_status(now_ns)
+            # One answer per message: operators that asked in the same tick are all told.
+            for instance, seq, answer in self._answers[:-1]:
+                self._fill_answer(instance, seq, answer)
+                ports.send("status", self.status, now_ns)
+            if self._answers:
+                self._fill_answer(*self._answers[-1])
+                self._answers.clear()
             ports.send("status", self.status, now_ns)
             if driver.truth(self.truth):
                 ports.send("truth", self.truth, now_ns)
+
+    def _fill_answer(self, instance: int, seq: int, answer: Answer) -> None:
+        status = self.status
+        status.answer_instance, status.answer_seq = instance, seq
+        status.answer_ask, status.answer_ok = answer.ask, answer.ok
+        status.reason = answer.reason or self._reason
 
     def _fill_status(self, now_ns: int) -> None:
         status, authority = self.status, self.authority

@@ -135,6 +135,7 @@ class ModeState:
     since_ns: int = 0
     cause: int = NO_CAUSE  # row of FAULTS that led here
     disarming: bool = False  # SOFT_STOP, DAMP, PASSIVE in this order, on request
+    until_engaged: bool = False  # a HOLD by a fault that stays a HOLD when the fault is gone
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,8 @@ def _ask(state: ModeState, ask: Ask, now: Conditions, now_ns: int) -> tuple[Mode
             reason = f"{ask.name} is refused: {GUARDS[guard]}{': ' + detail if detail else ''}"
             return state, Answer(ask, False, reason)
     new = _go(state, row.to, now_ns)
+    if ask == Ask.HOLD and state.mode == Mode.HOLD and state.cause != NO_CAUSE:
+        new = replace(state, until_engaged=True)
     if ask == Ask.DISARM and row.to == Mode.SOFT_STOP:
         new = replace(new, disarming=True)
     return new, Answer(ask, True, "")
@@ -244,9 +247,11 @@ def _react(state: ModeState, now: Conditions, now_ns: int) -> ModeState:
     if action == Action.HOLD and state.mode in WALKING:
         if state.mode == Mode.POLICY:
             return _go(state, Mode.HOLD, now_ns, cause)
-        # An operator's HOLD that meets a fault becomes the fault's, and its time starts.
+        # A HOLD that meets a fault becomes the fault's, and its time starts; but where it waited
+        # for the operator to engage, it goes on waiting afterwards.
         if state.cause != cause:
-            return replace(state, cause=cause, since_ns=now_ns)
+            waits = state.until_engaged or _waits(state)
+            return replace(state, cause=cause, since_ns=now_ns, until_engaged=waits)
         limit = FAULTS[cause].escalate_s
         if limit is None or now_ns - state.since_ns < limit * NS_PER_S:
             return state
@@ -260,9 +265,16 @@ def _release_hold(state: ModeState, now: Conditions, now_ns: int) -> ModeState:
         return state
     if FAULTS[state.cause].clear != Clear.AUTO:
         return state
+    if state.until_engaged:
+        return ModeState(Mode.HOLD, now_ns)
     if "fresh_command" in now.held:
         return _go(state, Mode.POLICY, now_ns)
     return replace(state, cause=FAULT["command_stale"])
+
+
+def _waits(state: ModeState) -> bool:
+    """True for a HOLD that only the operator ends."""
+    return state.cause == NO_CAUSE or FAULTS[state.cause].clear == Clear.ENGAGE
 
 
 def _time(state: ModeState, now: Conditions, now_ns: int) -> ModeState:

@@ -24,6 +24,7 @@ GAIN, STEP, POSITION, TORQUE = (1 << i for i in range(4))
 
 QUAT_TOLERANCE = 0.02  # length of a measured quaternion against 1 (S3)
 SOFTEST = 1.0  # N m/rad; below it a torque bound moves feed-forward instead of the target
+MOST_EFFORT, MOST_SPEED = 1e4, 1e3  # N m, rad/s; far beyond any motor
 ABSURD = 1e100  # rad or rad/s; squares of less do not overflow
 BUCKET_STATE = 5  # bad states in the leaky bucket until DAMP (S1, opendbc)
 BUCKET_TARGET = 3  # bad targets until DAMP (P1)
@@ -164,9 +165,10 @@ class SafetyFilter:
         raw = self._view(cmd).whole.tobytes()
         # A policy's target stays for ten ticks: what has passed need not be judged again.
         if raw != self._passed:
+            absurd = self._bound_absurd(cmd)
             clip = self._bound_gains(cmd)
             clip = self._bound_step(cmd, state, clip) or clip
-            self._passed = raw if clip is None else b""
+            self._passed = raw if clip is None and not absurd else b""
             # Judged is what was asked: the torque bound below may move a soft target far.
             self.previous[:] = cmd.joint_pos_target
         if self._surely_within(cmd, state):
@@ -178,6 +180,15 @@ class SafetyFilter:
         if views is None or views.message is not message:
             self._views[id(message)] = views = _Views.of(message)
         return views
+
+    def _bound_absurd(self, cmd: LowCmd) -> bool:
+        """Cut what is so large that digits would go missing below; the torque bound counts it."""
+        changed = False
+        for values, most in ((cmd.effort_ff, MOST_EFFORT), (cmd.joint_vel_target, MOST_SPEED)):
+            if max(values.max(), -values.min()) > most:
+                np.clip(values, -most, most, out=values)
+                changed = True
+        return changed
 
     def _bound_gains(self, cmd: LowCmd) -> Clip | None:
         n = len(self.previous)

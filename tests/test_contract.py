@@ -201,7 +201,7 @@ class TestSim(DriverContract):
     """As configs/runs/sim.yaml: noise, delay, torque-speed limit, gantry."""
 
     settle_ticks = 150
-    stop_softness = 0.2  # MuJoCo's stops are springs
+    stop_softness = 0.3  # MuJoCo's stops are springs, and motors push into them with all they have
     has_truth = True
     sim = SimConfig(
         actuator_delay_ms=2.0,

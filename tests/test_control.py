@@ -467,9 +467,6 @@ def test_a_driver_fault_damps_in_its_tick_and_names_the_drivers_text(rig):
     assert len(rig.sent["low_state"]) == states, "nothing was read"
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, strict=True, reason="read() forgets what write() found out"
-)
 def test_a_driver_that_cannot_write_damps_in_the_next_tick(rig):
     rig.reach(Mode.STAND)
 
@@ -513,9 +510,6 @@ def test_an_exception_in_a_tick_becomes_a_fault_and_damping(rig, mode):
     assert rig.status.cause == FAULT["internal_error"]
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, strict=True, reason="fail() leaves the policy without ending its episode"
-)
 def test_an_exception_while_walking_ends_the_episode(rig):
     rig.reach(Mode.POLICY)
     episode = rig.control._episode
@@ -622,9 +616,6 @@ def test_disarm_ends_in_passive_by_way_of_crouch_and_damp(rig):
     assert modes == [Mode.SOFT_STOP, Mode.DAMP, Mode.PASSIVE]
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, strict=True, reason="requests of one tick are stepped one by one"
-)
 def test_an_estop_outlasts_a_reset_of_the_same_tick(rig):
     rig.reach(Mode.STAND)
     rig.ask(Ask.ESTOP)
@@ -633,9 +624,6 @@ def test_an_estop_outlasts_a_reset_of_the_same_tick(rig):
     assert rig.mode == Mode.ESTOP
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, strict=True, reason="status has room for one answer per tick"
-)
 def test_two_requests_of_one_tick_are_both_answered(rig):
     rig.step()
     first, second = rig.ask(Ask.ACQUIRE), rig.ask(Ask.ARM)

@@ -356,20 +356,12 @@ def test_hold_on_request_lasts_until_engage_and_never_escalates():
     assert run(hold, conditions(), 3600 * S, Ask.STAND) == ModeState(Mode.STAND, 3600 * S)
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    strict=True,
-    reason="a passing tilt makes the machine forget the operator",
-)
 @pytest.mark.parametrize("cause", [NO_CAUSE, FAULT["command_stale"]])
 def test_hold_that_needs_engage_still_does_after_a_tilt_came_and_went(cause):
     hold = run(ModeState(Mode.HOLD, 0, cause), conditions("tilt"), 10 * MS)
     assert run(hold, conditions(), 12 * MS).mode == Mode.HOLD
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, strict=True, reason="HOLD is answered with yes and forgotten when tilted"
-)
 def test_hold_asked_for_during_a_tilt_outlasts_it():
     hold = run(begin(Mode.POLICY), conditions("tilt"), 10 * MS)
     asked, (answer,) = step(hold, (Ask.HOLD,), conditions("tilt"), 12 * MS)
