@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import gc
 import importlib
 import os
 import signal
@@ -99,8 +100,8 @@ class Spoiler(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def survives(name: str, tree: ast.Module) -> bool:
-    """True if the module's tests pass with this tree in its place; runs in a forked child."""
+def survives(name: str, source: str, number: int) -> bool:
+    """True if the module's tests pass with this edit (-1: none); they run in a forked child."""
     pid = os.fork()
     if pid:
         return os.waitpid(pid, 0)[1] == 0
@@ -110,28 +111,18 @@ def survives(name: str, tree: ast.Module) -> bool:
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
         os.dup2(silent, 2)
+        tree = ast.parse(source)
+        Spoiler(number).visit(tree)
         module = types.ModuleType(name)
         sys.modules[name] = module
         exec(compile(ast.fix_missing_locations(tree), f"{name} mutated", "exec"), module.__dict__)
         setattr(importlib.import_module("robot"), name.rpartition(".")[2], module)
         import pytest
 
-        options = ["-x", "--assert=plain", "--noconftest", "-p", "no:cacheprovider"]
+        options = ["-x", "--tb=no", "--assert=plain", "--noconftest", "-p", "no:cacheprovider"]
         code = int(pytest.main([*options, TARGETS[name]]))
     finally:
         os._exit(code)
-
-
-def mutants(name: str) -> Iterator[tuple[str, str, ast.Module]]:
-    """(source line, what was done, the spoilt module), one after another."""
-    path = ROOT / f"{name.replace('.', '/')}.py"
-    source = path.read_text()
-    census = Spoiler(-1)
-    census.visit(ast.parse(source))
-    for number, (line, label) in enumerate(census.found):
-        tree = ast.parse(source)
-        Spoiler(number).visit(tree)
-        yield source.splitlines()[line - 1].strip(), label, tree
 
 
 def main() -> int:
@@ -139,26 +130,30 @@ def main() -> int:
     for module in PRELOADED:
         importlib.import_module(module)
     os.chdir(ROOT)
+    gc.freeze()  # else each child copies what its collector touches
     accepted = {(line, label) for line, label, _ in ACCEPTED}
     seen: set[tuple[str, str]] = set()
     unexplained = 0
     names = sys.argv[1:] or list(TARGETS)
     for name in names:
         assert name not in sys.modules, f"{name} is imported already, children would share it"
-        healthy = (ROOT / f"{name.replace('.', '/')}.py").read_text()
-        assert survives(name, ast.parse(healthy)), f"{TARGETS[name]} fails without a mutant"
-        every = list(mutants(name))
+        source = (ROOT / f"{name.replace('.', '/')}.py").read_text()
+        assert survives(name, source, -1), f"{TARGETS[name]} fails without a mutant"
+        census = Spoiler(-1)
+        census.visit(ast.parse(source))
         left = 0
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            alive = pool.map(lambda one, n=name: survives(n, one[2]), every)
-            for (line, label, _), lives in zip(every, alive, strict=True):
+            numbers = range(len(census.found))
+            alive = pool.map(lambda i, n=name, s=source: survives(n, s, i), numbers)
+            for (at, label), lives in zip(census.found, alive, strict=True):
+                line = source.splitlines()[at - 1].strip()
                 left += lives
                 if lives:
                     seen.add((line, label))
                 if lives and (line, label) not in accepted:
                     unexplained += 1
                     print(f"{name} SURVIVES: {label}: {line}", flush=True)
-        print(f"{name}: {len(every)} mutants, {left} survive")
+        print(f"{name}: {len(census.found)} mutants, {left} survive")
     unneeded = accepted - seen if len(names) == len(TARGETS) else set()
     for line, label in sorted(unneeded):
         print(f"ACCEPTED lists what no longer survives: {label}: {line}")

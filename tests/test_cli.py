@@ -231,8 +231,11 @@ def test_a_policy_says_what_it_is(say: Callable[[str], Said]):
     assert got.code == 0 and "standing" in got.out and "left_hip_pitch_joint" in got.out
 
 
-def test_a_foreign_policy_is_imported_checked_and_run(here: Path, tmp_path: Path):
+def test_a_foreign_policy_is_imported_checked_and_run(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     shutil.copy(here / "theirs.onnx", tmp_path)
+    monkeypatch.chdir(tmp_path)
     imported = plexus("policy import theirs.onnx --name mine", tmp_path)
     assert imported.returncode == 0, imported.stderr
     assert re.fullmatch(
@@ -241,25 +244,26 @@ def test_a_foreign_policy_is_imported_checked_and_run(here: Path, tmp_path: Path
         imported.stdout,
     )
     assert read_policy(tmp_path / "theirs.plexus.onnx").manifest.name == "mine"
-    checked = plexus("policy check theirs.plexus.onnx", tmp_path)
+    assert main(["policy", "check", "theirs.plexus.onnx"]) == 0
     assert re.fullmatch(
-        r"theirs\.plexus\.onnx: fits g1; test vectors within [\de.+-]+\n", checked.stdout
+        r"theirs\.plexus\.onnx: fits g1; test vectors within [\de.+-]+\n", capsys.readouterr().out
     )
-    ran = plexus(
-        "run sim --policy theirs.plexus.onnx --lockstep --seconds 0.5 --json out.json", tmp_path
-    )
-    assert ran.returncode == 0, ran.stderr
+    line = "run sim --policy theirs.plexus.onnx --lockstep --seconds 0.5 --json out.json"
+    assert main(line.split()) == 0
     report = json.loads((tmp_path / "out.json").read_text())
-    assert report["stream_sha256"] in ran.stdout and report["seconds"] == 0.5
+    assert report["stream_sha256"] in capsys.readouterr().out and report["seconds"] == 0.5
 
 
-def test_an_import_that_fails_writes_nothing(here: Path, tmp_path: Path):
+def test_an_import_that_fails_writes_nothing(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     model = onnx.load(here / "theirs.onnx")
     del model.metadata_props[:]
     (tmp_path / "bare.onnx").write_bytes(model.SerializeToString())
-    got = plexus("policy import bare.onnx", tmp_path)
-    assert got.returncode == 2 and got.stderr.startswith("plexus: bare.onnx: ")
-    assert len(got.stderr.splitlines()) == 1 and "Traceback" not in got.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(["policy", "import", "bare.onnx"]) == 2
+    got = capsys.readouterr().err
+    assert got.startswith("plexus: bare.onnx: ") and len(got.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["bare.onnx"]
 
 

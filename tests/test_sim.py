@@ -225,7 +225,7 @@ def test_the_gantry_carries_the_whole_weight_at_first():
     driver = make()
     hold(driver, Mode.DAMP, 6.0)
     truth = truth_of(driver)
-    assert truth.support_force == pytest.approx(driver.gantry.weight, rel=0.02)
+    assert truth.support_force == pytest.approx(driver.gantry.weight, rel=0.05)
     assert driver.gantry.weight == pytest.approx(WEIGHT, rel=0.1)
     assert not truth.released and driver.data.ncon == 0
     assert lowest_foot_point(driver.model, driver.data) > 0.0
