@@ -151,7 +151,7 @@ def _explain(
         case "missing":
             return f"{place}: {key}: missing; expected a value here"
         case "value_error":
-            return f"{place}: {key}: {first['ctx']['error']}"
+            return f"{place}: {key}: {first.get('ctx', {}).get('error')}"
         case _:
             expected = first["msg"].replace("Input should be", "expected").strip()
             expected = expected.replace("an object", "a mapping").replace("array", "list")

@@ -140,11 +140,14 @@ class Said(NamedTuple):
 
 @pytest.fixture
 def say(
-    here: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    here: Path,
+    runtime_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Callable[[str], Said]:
     """The command in this process, where an exception that gets out fails the test at once."""
     monkeypatch.chdir(here)
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "200")
 
     def run(line: str) -> Said:
         before = contents(here)
@@ -232,7 +235,7 @@ def test_a_policy_says_what_it_is(say: Callable[[str], Said]):
 
 
 def test_a_foreign_policy_is_imported_checked_and_run(
-    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     shutil.copy(here / "theirs.onnx", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -248,14 +251,14 @@ def test_a_foreign_policy_is_imported_checked_and_run(
     assert re.fullmatch(
         r"theirs\.plexus\.onnx: fits g1; test vectors within [\de.+-]+\n", capsys.readouterr().out
     )
-    line = "run sim --policy theirs.plexus.onnx --lockstep --seconds 0.5 --json out.json"
-    assert main(line.split()) == 0
+    line: str = "run sim --policy theirs.plexus.onnx --lockstep --seconds 0.5 --json out.json"
+    assert main([*line.split()]) == 0
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["stream_sha256"] in capsys.readouterr().out and report["seconds"] == 0.5
 
 
 def test_an_import_that_fails_writes_nothing(
-    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     model = onnx.load(here / "theirs.onnx")
     del model.metadata_props[:]

@@ -153,6 +153,7 @@ def test_the_step_is_judged_on_what_was_asked_not_on_what_the_torque_bound_left(
     cmd.joint_pos_target[0] = 1.5
     clip = bench.apply()
     assert clip is not None and clip.limiters == TORQUE, "0.75 on from 0.75, not 1.25 from 0.25"
+    assert clip.before == pytest.approx(1.5 * 352.0) and clip.after == pytest.approx(88.0)
     cmd.joint_pos_target[0] = 2.5
     clip = bench.apply()
     assert clip is not None and clip.limiters == STEP | TORQUE
@@ -495,6 +496,23 @@ def test_absurd_target_velocity_leaves_a_finite_command(bench):
     assert np.isfinite(block(bench.cmd, "joint_pos_target", "effort_ff")).all()
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_absurd_wishes_are_cut_every_time_and_only_where_they_are(bench, side):
+    cmd = bench.cmd
+    cmd.joint_vel_target[:], cmd.effort_ff[:] = 0.5, 0.5
+    cmd.stiffness[0] = 100.0
+    for _ in range(3):
+        cmd.joint_vel_target[1] = side * 1e300  # without damping it makes no torque
+        assert bench.apply() is None
+        assert cmd.joint_vel_target[1] == side * 1e3
+        assert np.delete(cmd.joint_vel_target, 1).tolist() == [0.5] * (N - 1)
+    cmd.effort_ff[0] = side * 1e18
+    assert bench.apply() is not None
+    assert cmd.effort_ff[0] == side * 1e4
+    assert bench.active_torque()[0] == pytest.approx(side * 88.0)
+    assert cmd.effort_ff[1:].tolist() == [0.5] * (N - 1)
+
+
 def test_absurd_speed_is_no_exception(bench):
     bench.state.joint_vel[0] = 1e200
     assert bench.unchanged()
@@ -658,6 +676,13 @@ def test_clip_share_is_over_the_last_ticks_only():
         shares.count(True)
     shares.reset()
     assert shares.count(True) == 0.25
+    three = ClipShare(3)
+    assert [round(3 * three.count(clipped)) for clipped in (True, False, True, False)] == [
+        1,
+        1,
+        2,
+        1,
+    ]
     assert [shares.count(True) for _ in range(4)] == [0.5, 0.75, 1.0, 1.0]
 
 

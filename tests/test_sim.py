@@ -223,7 +223,7 @@ def test_one_period_of_physics_per_write_however_late_it_is(period_ns: int, step
 
 def test_the_gantry_carries_the_whole_weight_at_first():
     driver = make()
-    hold(driver, Mode.DAMP, 6.0)
+    hold(driver, Mode.STANDUP, 3.0)
     truth = truth_of(driver)
     assert truth.support_force == pytest.approx(driver.gantry.weight, rel=0.05)
     assert driver.gantry.weight == pytest.approx(WEIGHT, rel=0.1)

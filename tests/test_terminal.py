@@ -125,10 +125,10 @@ def test_rate_lateness_and_drops_come_from_timing():
 def test_the_gantry_is_shown_where_there_is_one():
     screen = Screen()
     assert "gantry" not in screen.text()
-    screen.truth = CODECS["truth"].new()
-    screen.truth.support_force = 321.4
+    truth = screen.truth = CODECS["truth"].new()
+    truth.support_force = 321.4
     assert screen.row("gantry") == "carries 321 N"
-    screen.truth.released = 1
+    truth.released = 1
     assert screen.row("gantry") == "let go"
 
 
