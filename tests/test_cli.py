@@ -157,7 +157,8 @@ def say(
             code = end.code
         assert contents(here) == before, "something was written"
         assert not runtime_dir.exists() or not list(runtime_dir.iterdir()), "a run was begun"
-        return Said(code, *capsys.readouterr())
+        said = capsys.readouterr()
+        return Said(code, str(said.out), str(said.err))
 
     return run
 

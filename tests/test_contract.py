@@ -215,10 +215,6 @@ class TestSim(DriverContract):
         return make_driver(RunConfig(robot="g1", driver="sim", sim=self.sim), ROBOT)
 
 
-class TestSimWithoutNoise(TestSim):
-    sim = SimConfig()
-
-
 def test_the_suite_covers_every_driver():
     covered = {type(each().make()) for each in (TestLoopback, TestSim)}
     drivers = RunConfig.model_fields["driver"].annotation.__args__  # pyright: ignore
