@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivers.gantry import Gantry
+from robot.config import UserError
 from robot.messages import LowCmd, LowState, Mode, Truth
 from robot.model import Robot, compile_model
 from robot.runs import SimConfig
@@ -29,11 +30,16 @@ class SimDriver:
         config: noise, delay, limits, collisions.
         period_ns: control period, a whole number of physics steps.
         seed: of the sensor noise.
+
+    Raises:
+        UserError: low_state of this robot carries another IMU than the pelvis'.
     """
 
     simulated = True
 
     def __init__(self, robot: Robot, config: SimConfig, period_ns: int, seed: int) -> None:
+        if robot.imu != "pelvis":
+            raise UserError(f"{robot.path}: imu: {robot.imu!r}; this driver simulates the pelvis'")
         self.robot, self.config = robot, config
         self.physics_cpu_ns = 0
         self.model = compile_model(robot, config.collisions)

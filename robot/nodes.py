@@ -125,7 +125,7 @@ class Manager:
                     raise UserError(f"{row.name}: not ready after {READY_S:.0f} s")
                 self.turn()
             if child.state not in ("running", "starting"):
-                if row.restart == "never" and child.process.returncode == 0:
+                if row.restart == "never":
                     continue  # it said why in its own line, e.g. a viewer without a display
                 raise UserError(
                     f"{row.name}: could not start (exit code {child.process.returncode}); "

@@ -81,6 +81,12 @@ class RunConfig(Strict):
                 f"sim.physics_dt is {self.sim.physics_dt} s; expected a whole fraction of the "
                 f"control period, {period} s"
             )
+        delay = self.sim.actuator_delay_ms * 1e-3 / period
+        if self.driver == "sim" and abs(delay - round(delay)) > 1e-6:
+            raise ValueError(
+                f"sim.actuator_delay_ms is {self.sim.actuator_delay_ms}; expected a whole number "
+                f"of control periods, {period * 1e3:g} ms each"
+            )
         if not self.simulated and (self.timing_factor != 1.0 or self.operator.automatic):
             raise ValueError("hardware runs with timing_factor 1 and without operator.automatic")
         if self.target_wait_ms >= 1000.0 / self.control_hz:

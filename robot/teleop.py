@@ -147,7 +147,10 @@ class Teleop:
     ) -> Iterator[tuple[str, Message, bool]]:
         """What to send now: (topic, message, whether it is a repetition to send unchanged)."""
         if now_ns >= self._next_command_ns:
-            self._next_command_ns = now_ns + COMMAND_PERIOD_NS
+            # On a grid of its own, whatever the caller's; after a pause the grid begins anew.
+            behind = now_ns - self._next_command_ns
+            begin = now_ns if behind > COMMAND_PERIOD_NS else self._next_command_ns
+            self._next_command_ns = begin + COMMAND_PERIOD_NS
             self._command.valid = VALID_VELOCITY
             self._command.velocity[:] = self.velocity(now_ns)
             yield f"command.{self.source}", self._command, False

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from robot.messages import Ask, Mode
 from robot.modes import (
+    ACTING,
     BIT,
     FAULT,
     FAULTS,
@@ -184,6 +185,9 @@ def test_numbers_that_logs_and_other_programs_read():
     }  # fmt: skip
     assert {c.name: c.value for c in Clear} == {"AUTO": 0, "ENGAGE": 1, "RESET": 2}
     assert NO_CAUSE == 255
+    # Faults that are more than a warning: without one the machine need not step.
+    assert fault_names(ACTING) == [name for name in FAULT if REACTIONS[name]]
+    assert 1 << len(FAULTS) > ACTING
     assert ModeState() == ModeState(Mode.PASSIVE, since_ns=0, cause=255, disarming=False)
 
 
