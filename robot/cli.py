@@ -20,7 +20,7 @@ from robot.config import UserError, listing
 from robot.runs import RunConfig, load_run
 
 HOW_TO_IMPORT = (
-    "no policy: the robot stands up on its gantry and stays there. Import a public one with "
+    "no policy: the robot stands up on its gantry, is let down and stands. Import a public one with "
     "`plexus policy import FILE`, then `plexus run sim --policy FILE.plexus.onnx`"
 )
 

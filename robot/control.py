@@ -228,7 +228,7 @@ class Control:
             faults |= BIT["state_stale"]
         if self._last_ns is not None and now_ns - self._last_ns > TICK_GAP_NS * factor:
             faults |= BIT["tick_gap"]
-        if self._heartbeat_ns is None or now_ns - self._heartbeat_ns > HEARTBEAT_NS * factor:
+        if self._heartbeat_ns is None or now_ns - self._heartbeat_ns >= HEARTBEAT_NS * factor:
             faults |= BIT["manager_lost"]
         if malformed != self._malformed:
             self._malformed = malformed
@@ -238,9 +238,9 @@ class Control:
             age = self._target_age_ns(now_ns)
             if self._gate_target.bucket.tripped:
                 faults |= BIT["target_invalid"]
-            if age > TARGET_LOST_NS * factor:
+            if age >= TARGET_LOST_NS * factor:
                 faults |= BIT["target_lost"]
-            elif age > TARGET_LATE_NS * factor:
+            elif age >= TARGET_LATE_NS * factor:
                 faults |= BIT["target_late"]
             if not self.authority.fresh(now_ns):
                 faults |= BIT["command_stale"]
