@@ -1,10 +1,7 @@
 """Robots as data: reads robot.yaml, holds it against its MJCF, and builds the MuJoCo scene."""
 
-# MuJoCo's compiled bindings carry no types.
-
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +23,7 @@ from robot.config import (
     parse_yaml,
     read_text,
 )
+from robot.messages import hash64
 
 FloatArray = NDArray[np.float64]
 Collisions = Literal["full", "feet"]
@@ -274,7 +272,7 @@ def _robot(file: RobotFile, path: Path, mjcf: Path) -> Robot:
 
     return Robot(
         name=file.name,
-        robot_id=_robot_id(file.name, names),
+        robot_id=hash64("\n".join((file.name, *names))),
         path=path,
         mjcf=mjcf,
         imu=file.imu,
@@ -298,11 +296,6 @@ def _robot(file: RobotFile, path: Path, mjcf: Path) -> Robot:
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     array.setflags(write=False)
     return array
-
-
-def _robot_id(name: str, joint_names: tuple[str, ...]) -> int:
-    text = "\n".join((name, *joint_names))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 Mistake = tuple[tuple, str]  # key path in robot.yaml, sentence

@@ -1,6 +1,5 @@
 """The G1's model against its published figures; robot.yaml against the model; it stands."""
 
-# MuJoCo's compiled bindings carry no types.
 
 from __future__ import annotations
 
