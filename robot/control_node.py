@@ -116,11 +116,11 @@ class Stopwatch:
             timing.write_us[at] = (control.marks[2] - sensed) * 1e-3
             self._policy_ticks = at + 1
 
-    def fill(self, rate: clock.Rate) -> Timing:
+    def fill(self, rate: clock.Rate, now_ns: int) -> Timing:
         """Totals of the process; the rings start again."""
         timing = self.timing
         timing.skipped_ticks, timing.executed_ticks = rate.skipped, rate.executed
-        timing.elapsed_ns = rate.deadline_ns - rate.start_ns
+        timing.elapsed_ns = now_ns - rate.start_ns
         timing.minor_faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
         timing.collections = self.collections
         timing.allocated_blocks = sys.getallocatedblocks()
@@ -165,4 +165,4 @@ def loop(node: Node, control: Control, driver: Driver, ports: BusPorts) -> None:
             control.fail(error)
             control.damp(driver)
         if watch.end(control, late, start):
-            ports.send("timing", watch.fill(rate), start)
+            ports.send("timing", watch.fill(rate, start), start)

@@ -522,7 +522,7 @@ class Timing(Message):
 
     skipped_ticks = Scalar("uint64", "whole periods skipped so far")
     executed_ticks = Scalar("uint64", "ticks executed so far")
-    elapsed_ns = Scalar("int64", "from the schedule's origin to the newest tick's deadline", "ns")
+    elapsed_ns = Scalar("int64", "from the schedule's origin to the start of the newest tick", "ns")
     minor_faults = Scalar("uint64", "page faults of the control thread so far")
     collections = Scalar("uint64", "garbage collections in control so far")
     allocated_blocks = Scalar("int64", "interpreter memory blocks in use")

@@ -1,6 +1,5 @@
 """The G1's model against its published figures; robot.yaml against the model; it stands."""
 
-
 from __future__ import annotations
 
 import json
