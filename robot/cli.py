@@ -20,8 +20,8 @@ from robot.config import UserError, listing
 from robot.runs import RunConfig, load_run
 
 HOW_TO_IMPORT = (
-    "no policy: the robot stands up on its gantry, is let down and stands. Import a public one with "
-    "`plexus policy import FILE`, then `plexus run sim --policy FILE.plexus.onnx`"
+    "no policy: the robot stands up on its gantry, is let down and stands. Import a public one "
+    "with `plexus policy import FILE`, then `plexus run sim --policy FILE.plexus.onnx`"
 )
 
 
