@@ -22,6 +22,7 @@ from robot.bus import Publisher, Subscriber, lock_file, runtime_directory
 from robot.config import UserError
 from robot.messages import Message
 from robot.node import RUN_FILE, Node
+from robot.realtime import SINGLE_THREAD
 from robot.runs import RunConfig
 from robot.summary import Summary
 
@@ -154,6 +155,8 @@ class Manager:
             command,
             stdin=None if row.name == "teleop" else subprocess.DEVNULL,
             stderr=errors,
+            # Set before NumPy is imported: a pool of threads would spin beside the loop.
+            env=os.environ | dict.fromkeys(SINGLE_THREAD, "1"),
             pass_fds=(write_fd,),
             start_new_session=True,  # Ctrl-C is the manager's, which stops them in order
         )

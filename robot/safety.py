@@ -191,7 +191,6 @@ class SafetyFilter:
         return changed
 
     def _bound_gains(self, cmd: LowCmd) -> Clip | None:
-        n = len(self.previous)
         for row, gains in enumerate((cmd.stiffness, cmd.damping)):
             np.subtract(gains, self._gain_max[row], out=self.rest)
             if self.rest.max() > 0.0:
@@ -199,7 +198,7 @@ class SafetyFilter:
                 before = float(gains[at])
                 np.minimum(cmd.stiffness, self._gain_max[0], out=cmd.stiffness)
                 np.minimum(cmd.damping, self._gain_max[1], out=cmd.damping)
-                return Clip(GAIN, 0, at % n, before, float(gains[at]))
+                return Clip(GAIN, 0, at, before, float(gains[at]))
         return None
 
     def _surely_within(self, cmd: LowCmd, state: LowState) -> bool:
