@@ -433,6 +433,10 @@ class Control:
             return
         if target.episode != self._episode:
             return
+        # A pilot that came back, however fast, moves nothing until somebody engages again.
+        walking = self.machine.mode in modes.WALKING
+        if walking and target.instance != self.target.instance:
+            return
         if target.policy_id != self.info.policy_id or not self._gate_target.admits(target):
             return
         self.target.copy_from(target)

@@ -400,6 +400,23 @@ def test_p3_p5_p6_a_silent_pilot(kind):
     case.assert_damped("target_lost")
 
 
+@pytest.mark.parametrize("begin", [Mode.POLICY, Mode.HOLD])
+def test_p5_a_pilot_that_is_back_at_once_moves_nothing_until_somebody_engages(begin):
+    """However fast a new process answers, the episode belongs to the one that began it."""
+    case = Case().reach(Mode.POLICY)
+    if begin == Mode.HOLD:
+        assert case.asks(Ask.HOLD)[0]
+    old, held = case.control.target.instance, case.control.cmd.joint_pos_target.copy()
+    case.lockstep._outboxes["target"] = Outbox(CODECS["target"], old + 1)
+    case.lockstep.pilot.target.joint_pos_target[:] += 0.1
+    for _ in range(51):
+        case.lockstep.step()
+        if case.mode == begin:
+            assert case.control.target.instance == old
+            assert np.array_equal(case.control.cmd.joint_pos_target, held)
+    case.assert_damped("target_lost")
+
+
 def test_p4_a_slow_pilot_is_warned_of_and_its_targets_are_used():
     """30 ms per step at 50 Hz: every second input is answered, 30 ms late."""
     case = Case(Fault("slow", "policy_input"), delay_ticks=15).reach(Mode.POLICY)
