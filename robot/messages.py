@@ -29,6 +29,7 @@ STRUCT_CODE = {
     "float64": "d",
 }  # fmt: skip
 
+SNAPSHOT_BYTES = 24 * 1024  # what a stage may remember; unused bytes compress to nothing
 VALID_VELOCITY, VALID_HEIGHT, VALID_ARMS = 1, 2, 4  # bits of a command's valid mask
 
 
@@ -62,6 +63,15 @@ class Ask(IntEnum):
     SOFT_STOP = 10
     ESTOP = 11
     RESET = 12
+
+
+class EventKind(IntEnum):
+    """Kinds of `Event`."""
+
+    START = 0
+    END = 1
+    MARK = 2
+    WARNING = 3
 
 
 class _Field:
@@ -554,7 +564,70 @@ class Heartbeat(Message):
     pid = Scalar("uint32", "process id of the manager")
 
 
+class Consumed(Message):
+    """What a control tick took in beside its state; of ticks that took in nothing there is none.
+
+    With low_state, low_cmd and these a tick can be run again exactly. More messages than fit are
+    told in further ones of the same tick.
+    """
+
+    tick = Scalar("uint64", "control tick")
+    drops = Scalar("uint64", "frames refused on control's inputs so far")
+    malformed = Scalar("uint64", "targets of wrong form so far")
+    target_instance = Scalar("uint64", "target received, accepted or not: instance, 0 for none")
+    target_seq = Scalar("uint64", "target received")
+    skipped = Scalar("uint32", "whole periods that the schedule skipped before this tick")
+    count = Scalar("uint32", "entries of instances and seqs that count, in order of arrival")
+    driver_fault = Scalar("uint8", "1: the driver's read failed, 2: its write; 0: neither")
+    error = Scalar("uint8", "1: an exception ended the tick; it cannot be run again")
+    instances = Array("uint64", 8, "publishers of the messages received, targets excepted")
+    seqs = Array("uint64", 8, "seq of the messages received")
+    text = Text(120, "what the driver said")
+
+
+class Snapshot(Message):
+    """Everything a stage remembers between two steps, once a second: replay begins at any of them.
+
+    Written and read by the stage itself; another version of its code may not understand it.
+    """
+
+    now_ns = Scalar("int64", "time of the step after which it was taken", "ns", "monotonic")
+    step = Scalar("uint64", "steps of the stage so far")
+    size = Scalar("uint32", "bytes of block that count")
+    plain = Text(2047, "numbers, as JSON")
+    block = Array("uint8", SNAPSHOT_BYTES, "arrays and messages, end to end")
+
+
+class ClockMap(Message):
+    """The computer's clocks, read together: steps of the wall clock show here and nowhere else."""
+
+    monotonic_ns = Scalar("int64", "the bus's clock", "ns", "monotonic")
+    realtime_ns = Scalar("int64", "the wall clock at the same moment", "ns", "epoch")
+    uncertainty_ns = Scalar("int64", "time that reading both took", "ns")
+
+
+class Event(Message):
+    """Something worth finding again in a log: its start, its end with the reason, a remark."""
+
+    enums: ClassVar = {"kind": EventKind}
+
+    kind = Scalar("uint8", "what it is")
+    text = Text(200, "in words")
+
+
+class RecorderStatus(Message):
+    """How the log is doing."""
+
+    bytes_written = Scalar("uint64", "size of all files of this log", "bytes")
+    recorded = Scalar("uint64", "messages written")
+    lost = Scalar("uint64", "messages that did not reach the log")
+    bytes_free = Scalar("uint64", "left on the log's disk", "bytes")
+    recording = Scalar("uint8", "1 while messages are written")
+    path = Text(200, "folder of the log")
+    warning = Text(160, "what is wrong; empty if nothing is")
+
+
 MESSAGES: tuple[type[Message], ...] = (
     LowState, LowCmd, PolicyInput, Target, PolicyInfo, Command, Request, Status, Intervention,
-    Timing, Truth, Heartbeat,
+    Timing, Truth, Heartbeat, Consumed, Snapshot, ClockMap, Event, RecorderStatus,
 )  # fmt: skip

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from robot.messages import (
+    ClockMap,
     Codec,
     Command,
+    Consumed,
+    Event,
     Heartbeat,
     Intervention,
     LowCmd,
@@ -15,7 +18,9 @@ from robot.messages import (
     Message,
     PolicyInfo,
     PolicyInput,
+    RecorderStatus,
     Request,
+    Snapshot,
     Status,
     Target,
     Timing,
@@ -68,8 +73,14 @@ TOPICS: tuple[Topic, ...] = (
     Topic("status", Status, "policy, and on change", "control", True, "mode, faults, answers"),
     Topic("intervention", Intervention, "on event", "control", True, "the filter clipped"),
     Topic("timing", Timing, "control / 50", "control", True, "lateness and durations"),
+    Topic("consumed", Consumed, "on input", "control", True, "what a tick took in, for replay"),
+    Topic("control_state", Snapshot, "1 Hz", "control", True, "what control remembers"),
+    Topic("pilot_state", Snapshot, "1 Hz", "pilot", True, "what the policy remembers"),
     Topic("truth", Truth, "policy", "control", True, "simulation only: ground truth"),
     Topic("heartbeat", Heartbeat, "50 Hz", "manager", True, "the manager is alive"),
+    Topic("recorder", RecorderStatus, "2 Hz", "recorder", True, "how the log is doing"),
+    Topic("clock", ClockMap, "1 Hz", "recorder", True, "monotonic against wall clock"),
+    Topic("event", Event, "on event", "recorder", True, "start, end with reason, remarks"),
     *(
         Topic(f"command.{s.name}", Command, "20 Hz", "teleop", True, f"wish of {s.doc}")
         for s in SOURCES
