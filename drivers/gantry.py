@@ -53,7 +53,7 @@ class Gantry:
         """True if the robot hangs at full height and has come to rest there for a moment."""
         return self._calm_s >= CALM_S
 
-    def apply(self, mode: Mode, time_s: float) -> None:
+    def apply(self, mode: int, time_s: float) -> None:
         """Move the hook as the mode asks and pull; call once per control period."""
         if self.released and mode != Mode.PASSIVE:
             self._passive_s = 0.0
@@ -73,7 +73,7 @@ class Gantry:
         spin = self._data.cvel[self._body, :3]  # rad/s, world
         force[3:] = np.cross(point - self._data.xipos[self._body], pull) - SWING_DAMPING * spin
 
-    def _operate(self, mode: Mode, point: np.ndarray, time_s: float) -> None:
+    def _operate(self, mode: int, point: np.ndarray, time_s: float) -> None:
         """What the person at the winch does."""
         dt = self._period_s
         self._passive_s = self._passive_s + dt if mode == Mode.PASSIVE else 0.0

@@ -6,6 +6,7 @@ Motor gains are integrated implicitly (implicitfast), as a drive's own fast loop
 
 from __future__ import annotations
 
+import math
 import time
 
 import mujoco
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 
 from drivers.gantry import Gantry
 from robot.config import UserError
-from robot.messages import LowCmd, LowState, Mode, Truth
+from robot.messages import LowCmd, LowState, Truth
 from robot.model import Robot, compile_model
 from robot.runs import SimConfig
 from robot.safety import block
 
 FREE_POS, FREE_VEL = 7, 6  # the floating base comes first in qpos and qvel
+NOISE_TICKS = 64  # sensor noise is drawn for so many ticks at once
 
 
 class SimDriver:
@@ -50,13 +52,20 @@ class SimDriver:
         self._rng = np.random.default_rng(seed)
         n = robot.num_joints
         noise = config.noise
+        sizes = [n, n, 3, 3, 4]
         self._sigma = np.repeat(
             [noise.joint_pos, noise.joint_vel, noise.imu_gyro, noise.imu_accel, noise.imu_quat / 2],
-            [n, n, 3, 3, 4],
+            sizes,
         )
-        self._noise = np.zeros_like(self._sigma)
-        self._pos, self._vel = self.data.qpos[FREE_POS:], self.data.qvel[FREE_VEL:]
-        self._accel = self.data.sensor("pelvis_accel").data
+        self._noise = np.zeros((NOISE_TICKS, len(self._sigma)))
+        self._noise_views = [np.split(row, np.cumsum(sizes)[:-1]) for row in self._noise]
+        self._ticks = 0
+        # Views, since each access of an attribute of MjData makes a new array.
+        data = self.data
+        self._pos, self._vel = data.qpos[FREE_POS:], data.qvel[FREE_VEL:]
+        self._quat, self._gyro = data.qpos[3:FREE_POS], data.qvel[3:FREE_VEL]
+        self._accel = data.sensor("pelvis_accel").data
+        self._effort, self._ctrl = data.qfrc_actuator[FREE_VEL:], data.ctrl
         self._inverse_speed = 1.0 / robot.velocity_limit
         self._share = np.zeros(n)  # (N,) speed over the velocity limit
         self._derated = True
@@ -81,17 +90,20 @@ class SimDriver:
 
     def read(self, state: LowState) -> None:
         """Measurements with noise; joint torques as the motors estimate them."""
-        data, n = self.data, self.robot.num_joints
-        noise = self._rng.standard_normal(out=self._noise)
-        np.multiply(noise, self._sigma, out=noise)
+        at = self._ticks % NOISE_TICKS
+        if at == 0:
+            noise = self._rng.standard_normal(out=self._noise)
+            np.multiply(noise, self._sigma, out=noise)
+        self._ticks += 1
+        pos, vel, gyro, accel, quat = self._noise_views[at]
         state.robot_time_ns = self._time_ns
-        np.add(self._pos, noise[:n], out=state.joint_pos)
-        np.add(self._vel, noise[n : 2 * n], out=state.joint_vel)
-        state.joint_effort[:] = data.qfrc_actuator[FREE_VEL:]
-        np.add(data.qvel[3:6], noise[2 * n : 2 * n + 3], out=state.imu_gyro)
-        np.add(self._accel, noise[2 * n + 3 : 2 * n + 6], out=state.imu_accel)
-        quat = data.qpos[3:7] + noise[2 * n + 6 :]
-        np.divide(quat, np.sqrt(quat.dot(quat)), out=state.imu_quat_wxyz)
+        np.add(self._pos, pos, out=state.joint_pos)
+        np.add(self._vel, vel, out=state.joint_vel)
+        np.copyto(state.joint_effort, self._effort)
+        np.add(self._gyro, gyro, out=state.imu_gyro)
+        np.add(self._accel, accel, out=state.imu_accel)
+        np.add(self._quat, quat, out=quat)
+        np.divide(quat, math.sqrt(quat.dot(quat)), out=state.imu_quat_wxyz)
 
     def write(self, cmd: LowCmd) -> None:
         """Apply the command that the delay lets through, and advance physics by one period."""
@@ -100,7 +112,7 @@ class SimDriver:
         np.copyto(newest, self._block_of(cmd))
         self._delayed.insert(0, newest)
         self._drive(self._delayed[-1])
-        self.gantry.apply(Mode(cmd.mode), self._time_ns * 1e-9)
+        self.gantry.apply(cmd.mode, self._time_ns * 1e-9)
         for _ in range(self._steps):
             mujoco.mj_step(self.model, self.data)
         self._time_ns += self._period_ns
@@ -115,7 +127,7 @@ class SimDriver:
     def _drive(self, values: NDArray) -> None:
         """Motor torque = kp (q* - q) + kd (dq* - dq) + ff within the torque-speed curve."""
         n = self.robot.num_joints
-        self.data.ctrl[:] = values[:n]
+        np.copyto(self._ctrl, values[:n])
         raw = values[n:].tobytes()
         if raw != self._applied:
             self._applied = raw
@@ -130,7 +142,10 @@ class SimDriver:
     def _limit_torque(self) -> None:
         """Above the corner speed, torque in the direction of motion falls to 0 at the limit."""
         share = np.multiply(self._vel, self._inverse_speed, out=self._share)
-        fast = max(share.max(), -share.min()) > self.config.corner_speed
+        corner = self.config.corner_speed
+        if share.dot(share) < corner * corner and not self._derated:
+            return  # surely none is that fast
+        fast = bool(np.abs(share).max() > corner)
         if not fast and not self._derated:
             return
         self._derated = fast

@@ -12,7 +12,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,27 +55,28 @@ class Inbox:
 
     Args:
         codecs: the layouts that may arrive.
+        buffers: messages of each type that stay valid at a time, the newest included.
     """
 
-    def __init__(self, codecs: Iterable[Codec]) -> None:
+    def __init__(self, codecs: Iterable[Codec], buffers: int = 2) -> None:
         self.drops: Counter[str] = Counter()  # cause: length, encoding, schema, robot, count, old
         self.dropped = 0  # sum of drops
         self.malformed = 0  # those of them whose form was wrong
         self.received = 0
         self.missed = 0  # gaps in seq
         self._by_size: dict[int, list[Codec]] = {}
-        self._by_schema: dict[bytes, tuple[Codec, list[Message]]] = {}
+        self._by_schema: dict[bytes, tuple[Codec, deque[Message]]] = {}
         for codec in {c.schema_hash: c for c in codecs}.values():
             self._by_size.setdefault(codec.size, []).append(codec)
             key = codec.schema_hash.to_bytes(8, "little")
-            self._by_schema[key] = (codec, [codec.new(), codec.new()])
+            self._by_schema[key] = (codec, deque(codec.new() for _ in range(buffers)))
         self._last: dict[tuple[int, int], int] = {}  # (schema, instance) -> seq
 
     def accept(self, frame: memoryview, length: int) -> Message | None:
         """The message in `frame[:length]`, or None if it is refused (and counted).
 
-        The message is valid until the second next one of its type is accepted: two buffers take
-        turns. `length` may exceed the frame: then it was cut on receipt and is refused.
+        The message is valid until as many more of its type are accepted as there are buffers,
+        which take turns. `length` may exceed the frame: then it was cut on receipt and is refused.
         """
         known = self._by_schema.get(bytes(frame[4:12])) if length <= len(frame) else None
         if known is None:
@@ -96,7 +97,7 @@ class Inbox:
             self.missed += seq - last - 1
         self._last[key] = seq
         self.received += 1
-        turns.reverse()
+        turns.rotate(-1)
         return message
 
     def _drop(self, cause: str) -> None:

@@ -7,6 +7,7 @@ process that runs it against the bus is control_node.py. It imports no policy, w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -151,6 +152,7 @@ class Control:
         self._heartbeat_seq = 0
         self._momentary = 0  # fault bits that hold for this tick only
         self._write_fault = 0  # what the last write found out, for the tick after it
+        self._upright = math.cos(robot.safety.tilt_hold)  # least z of the body's z axis
         self._tilted_ticks = 0
         self._malformed = 0
         self._faults = 0
@@ -264,10 +266,11 @@ class Control:
         if not self._has_state:
             return BIT["fallen"]
         limits = self.robot.safety
-        roll, pitch, tilt = safety.orientation(self.state.imu_quat_wxyz)
-        if tilt <= limits.tilt_hold:
+        _, x, y, _ = self.state.imu_quat_wxyz.tolist()
+        if 1.0 - 2.0 * (x * x + y * y) >= self._upright:
             self._tilted_ticks = 0
             return 0
+        roll, pitch, _ = safety.orientation(self.state.imu_quat_wxyz)
         fallen = abs(roll) > limits.roll_damp or abs(pitch) > limits.pitch_damp
         self._tilted_ticks = self._tilted_ticks + 1 if fallen else 0
         lasted = self._tilted_ticks * self.period_ns * 1e-9 >= limits.tilt_damp_time

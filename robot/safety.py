@@ -25,7 +25,7 @@ GAIN, STEP, POSITION, TORQUE = (1 << i for i in range(4))
 QUAT_TOLERANCE = 0.02  # length of a measured quaternion against 1 (S3)
 SOFTEST = 1.0  # N m/rad; below it a torque bound moves feed-forward instead of the target
 MOST_EFFORT, MOST_SPEED = 1e4, 1e3  # N m, rad/s; far beyond any motor
-ABSURD = 1e100  # rad or rad/s; squares of less do not overflow
+POLYGON = (0.0, 0.5, 0.8, 0.95, 1.0)  # corners, as shares of the way from middle to standstill
 BUCKET_STATE = 5  # bad states in the leaky bucket until DAMP (S1, opendbc)
 BUCKET_TARGET = 3  # bad targets until DAMP (P1)
 
@@ -93,13 +93,15 @@ class Gate:
             values = block(message, self.first, self.last)
             self._views[key] = values, np.empty(len(values), bool)
         values, finite = self._views[key]
-        if not np.isfinite(values, out=finite).all():
+        np.isfinite(values, out=finite)
+        if np.count_nonzero(finite) != len(finite):
             return False
         if isinstance(message, LowState):
             w, x, y, z = message.imu_quat_wxyz.tolist()
             return abs(math.sqrt(w * w + x * x + y * y + z * z) - 1.0) <= QUAT_TOLERANCE
         if isinstance(message, Target):
-            return bool(message.stiffness.min() >= 0.0 and message.damping.min() >= 0.0)
+            least = min(np.minimum.reduce(message.stiffness), np.minimum.reduce(message.damping))
+            return bool(least >= 0.0)
         return True
 
 
@@ -124,6 +126,67 @@ class _Views(NamedTuple):
         )
 
 
+class QuickTest:
+    """Says True only where the torque bound would surely change nothing, in ten array operations.
+
+    Room: a joint may move at any speed that it could brake before its nearer limit, were it moving
+    there. The border of that, speed against distance from the middle, is a parabola; a polygon
+    inside it needs no square root. Torque: the squares of all shares of the motors' torque add up
+    to less than 1.
+
+    Args:
+        robot: limits per joint.
+    """
+
+    def __init__(self, robot: Robot) -> None:
+        n, band = robot.num_joints, robot.safety.braking_band
+        twice_braking = 2.0 * robot.safety.braking_acceleration
+        low, high = robot.position_limit.T
+        # From the standstill nearest to the limit to the greatest speed in the middle.
+        farthest = (high - low) / 2 - band**2 / twice_braking
+        assert (farthest > 0.0).all(), "a joint's range is too small to brake in"
+        distance = np.outer(POLYGON, farthest)  # (K + 1, N) rad
+        speed = np.sqrt(twice_braking * ((high - low) / 2 - distance)) - band  # rad/s
+        slope = (speed[:-1] - speed[1:]) / (distance[1:] - distance[:-1])
+        most = speed[1:] + slope * distance[1:]  # each edge: speed + slope * distance <= most
+        edges = np.concatenate([slope / most, np.zeros((len(most), 1)), 1.0 / most], axis=1)
+        # Scaled down so that not even the greatest finite measurement overflows.
+        self._within = 0.5 / float(edges.max())
+        self._edges = edges * self._within  # (K, 2N + 1)
+        self._middle = np.concatenate([(high + low) / 2, np.zeros(n + 1)])  # (2N + 1,)
+        self._inverse_effort = 1.0 / robot.effort_limit
+        self._inverse_twice = np.concatenate([self._inverse_effort, [0.0], self._inverse_effort])
+        self._weights, self._motion = np.zeros((2, 2 * n + 1))
+        self._rest = np.zeros(n)  # (N,) shares of torque that do not depend on the state
+        product, used = np.empty((len(most), 2 * n + 1)), np.empty((len(most), n))
+        self._product, self._used, self._used_flat = product, used, used.reshape(-1)
+        self._product_pos, self._product_vel = product[:, :n], product[:, n + 1 :]
+        self._motion_pos, self._motion_vel = self._motion[:n], self._motion[n + 1 :]
+        self._share = np.empty(n)
+
+    def prepare(self, cmd: LowCmd, views: _Views) -> None:
+        """Take in a command that is within all bounds that need no state."""
+        np.multiply(views.gains, self._inverse_twice, out=self._weights)
+        np.multiply(self._weights, views.motion, out=self._motion)
+        np.add(self._motion_pos, self._motion_vel, out=self._rest)
+        np.multiply(cmd.effort_ff, self._inverse_effort, out=self._share)
+        np.add(self._rest, self._share, out=self._rest)
+
+    def passes(self, motion: NDArray[np.float64]) -> bool:
+        """True if the command prepared last needs no bound at this state's `motion` (2N + 1,)."""
+        moved, product, share = self._motion, self._product, self._share
+        np.subtract(motion, self._middle, out=moved)
+        np.abs(moved, out=moved)
+        np.multiply(self._edges, moved, out=product)
+        np.add(self._product_pos, self._product_vel, out=self._used)
+        if not np.maximum.reduce(self._used_flat) <= self._within:
+            return False
+        np.multiply(motion, self._weights, out=moved)
+        np.add(self._motion_pos, self._motion_vel, out=share)
+        np.subtract(self._rest, share, out=share)
+        return bool(share.dot(share) < 1.0)
+
+
 class SafetyFilter:
     """Clips a command in place so that it cannot drive a joint into its limits or over its torque.
 
@@ -145,14 +208,7 @@ class SafetyFilter:
         self._gain_max = (robot.stiffness_max, robot.damping_max)
         self._views: dict[int, _Views] = {}  # by message: blocks of commands and states
         self._passed = b""  # the last command that needed no bound on gain and step, as bytes
-        self._inverse_effort = 1.0 / robot.effort_limit
-        # For the quick test, along [position, count, speed].
-        n0 = np.zeros(1)
-        self._middle = np.concatenate([(high + low) / 2, n0, np.zeros(n)])  # rad
-        self._sense = np.concatenate([-np.ones(n), n0, np.ones(n)])
-        self._reach = np.concatenate([(high - low) / 2, n0, np.full(n, self.braking_band)])
-        self._quick = np.empty(2 * n + 1)  # scratch
-        self._product = np.empty(2 * n + 1)  # scratch
+        self._quick = QuickTest(robot)
         self.previous = np.full(n, np.nan)  # (N,) rad, position target sent last
         self.room, self.bound = np.empty((2, 2 * n))  # (2N,) scratch each
         self.tau, self.rest, self.error, self.braked = np.empty((4, n))  # (N,) scratch each
@@ -162,7 +218,8 @@ class SafetyFilter:
         if not self.enabled:
             return None
         clip = None
-        raw = self._view(cmd).whole.tobytes()
+        views, motion = self._view(cmd), self._view(state).motion
+        raw = views.whole.tobytes()
         # A policy's target stays for ten ticks: what has passed need not be judged again.
         if raw != self._passed:
             absurd = self._bound_absurd(cmd)
@@ -171,7 +228,8 @@ class SafetyFilter:
             self._passed = raw if clip is None and not absurd else b""
             # Judged is what was asked: the torque bound below may move a soft target far.
             self.previous[:] = cmd.joint_pos_target
-        if self._surely_within(cmd, state):
+            self._quick.prepare(cmd, views)
+        if self._quick.passes(motion):
             return clip
         return self._bound_torque(cmd, state, clip) or clip
 
@@ -200,34 +258,6 @@ class SafetyFilter:
                 np.minimum(cmd.damping, self._gain_max[1], out=cmd.damping)
                 return Clip(GAIN, 0, at, before, float(gains[at]))
         return None
-
-    def _surely_within(self, cmd: LowCmd, state: LowState) -> bool:
-        """A quick test that says True only where `_bound_torque` would change nothing.
-
-        Torque: the squares of all shares of the motors' torque add up to less than 1. Room: each
-        joint could brake before its nearer limit, were it moving there; no square root needed.
-        """
-        motion, quick, product = self._view(state).motion, self._quick, self._product
-        n = len(self.tau)
-        np.subtract(motion, self._middle, out=quick)
-        np.abs(quick, out=quick)
-        np.minimum(quick, ABSURD, out=quick)
-        np.multiply(quick, self._sense, out=quick)
-        np.add(quick, self._reach, out=quick)  # room to the nearer limit; speed + band
-        room, speed = quick[:n], quick[n + 1 :]
-        np.multiply(room, self.twice_braking, out=room)
-        np.multiply(speed, speed, out=speed)
-        np.subtract(room, speed, out=room)
-        if not room.min() >= 0.0:
-            return False
-        views = self._view(cmd)
-        np.subtract(views.motion, motion, out=product)
-        np.multiply(product, views.gains, out=product)
-        tau = self.tau
-        np.add(product[:n], product[n + 1 :], out=tau)
-        np.add(tau, cmd.effort_ff, out=tau)
-        np.multiply(tau, self._inverse_effort, out=tau)
-        return bool(tau.dot(tau) < 1.0)
 
     def _bound_step(self, cmd: LowCmd, state: LowState, clip: Clip | None) -> Clip | None:
         """Jumps of the target from one tick to the next (faults.md 4, step 5)."""
@@ -315,6 +345,8 @@ class ClipShare:
 
     def count(self, clipped: bool) -> float:
         """Account for one tick; returns the share in [0, 1]."""
+        if not clipped and not self._sum:
+            return 0.0  # a ring of zeros has no position
         self._sum += clipped - self._ring[self._at]
         self._ring[self._at] = clipped
         self._at = (self._at + 1) % len(self._ring)

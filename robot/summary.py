@@ -69,7 +69,7 @@ class Summary:
         for name in fault_names(status.faults) if mode != Mode.PASSIVE else ():
             if name not in self.faults:
                 self.faults.append(name)
-        self.status = status.copy()
+        self.status = keep(status, self.status)
 
     def _hear_truth(self, truth: Truth) -> None:
         roll_pitch_tilt = orientation(truth.base_quat_wxyz)
@@ -96,7 +96,7 @@ class Summary:
         self._write.append(timing.write_us[: timing.policy_ticks].copy())
         self._blocks.append(timing.allocated_blocks)
         self._page_faults.append(timing.minor_faults)
-        self.timing = timing.copy()
+        self.timing = keep(timing, self.timing)
 
     def mean_velocity(self) -> list[float] | None:
         """vx, vy (m/s, heading frame), yaw rate (rad/s) over the last two thirds in POLICY.
@@ -161,6 +161,14 @@ class Summary:
             "allocated_blocks_growth": self._blocks[-1] - self._blocks[half],
             "collections": collections,
         }
+
+
+def keep(message: Any, old: Any) -> Any:
+    """A copy of `message`, in the memory of `old` if there is one."""
+    if old is None:
+        return message.copy()
+    old.copy_from(message)
+    return old
 
 
 def percentiles(values: NDArray[Any]) -> dict[str, float] | None:

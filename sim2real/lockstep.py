@@ -20,13 +20,14 @@ from robot.control import Control, tick
 from robot.messages import Codec, Message, Mode, PolicyInput, Status, Target, Truth
 from robot.model import Robot, load_robot
 from robot.runs import RunConfig
-from robot.summary import Summary
+from robot.summary import Summary, keep
 from robot.teleop import Teleop
 from robot.topics import OPERATOR_TOPICS, make_codecs
 
 START_NS = 1_000_000_000
 TELEOP_PERIOD_NS = HEARTBEAT_PERIOD_NS = 20_000_000
 INFO_PERIOD_NS = 1_000_000_000
+BUFFERS = 16  # messages of one type on their way to one tick
 
 # A fault on the way: gets topic, frame and time, gives the frames that arrive instead.
 Tap = Callable[[str, bytes, int], Iterable[bytes]]
@@ -75,6 +76,7 @@ class Lockstep:
         self.control = Control(
             self.robot, self.codecs, run.period_ns, run.timing_factor, self.options.filtered
         )
+        self._period_ns = run.period_ns
         self.teleop = Teleop(
             self.codecs, "script", velocity, automatic=True, walk=pilot is not None,
             nonce=run.seed * 2 + 1,
@@ -88,8 +90,8 @@ class Lockstep:
             topic: Outbox(codec, 1 + i) for i, (topic, codec) in enumerate(self.codecs.items())
         }
         others = [*OPERATOR_TOPICS, "policy_info", "heartbeat"]
-        self._others = Inbox(self.codecs[topic] for topic in others)
-        self._targets = Inbox([self.codecs["target"]])
+        self._others = Inbox([self.codecs[topic] for topic in others], BUFFERS)
+        self._targets = Inbox([self.codecs["target"]], BUFFERS + self.options.target_delay_ticks)
         self._inputs = Inbox([self.codecs["policy_input"]])
         self._heard: list[Message] = []
         self._waiting: deque[tuple[int, Message]] = deque()  # (tick that it arrives in, target)
@@ -125,10 +127,10 @@ class Lockstep:
         if topic == "policy_input" and self.pilot is not None and self.pilot_alive:
             self._run_pilot(message)
         elif topic == "status":
-            self._status = self._keep(message, self._status)
+            self._status = keep(message, self._status)
             self.summary.hear(message)
         elif topic == "truth":
-            truth = self._truth = self._keep(message, self._truth)
+            truth = self._truth = keep(message, self._truth)
             if self.on_truth:
                 self.on_truth(truth)
             self.summary.hear(message)
@@ -160,7 +162,7 @@ class Lockstep:
                 self._post(topic, message, again)
         tick(self.control, self.driver, self, lambda: now)
         self.ticks += 1
-        self.now_ns += self.run.period_ns
+        self.now_ns += self._period_ns
 
     def run_for(self, seconds: float) -> None:
         """Step for this much simulated time."""
@@ -213,16 +215,9 @@ class Lockstep:
             return
         if topic == "target":
             arrives = self.ticks + self.options.target_delay_ticks
-            self._waiting.append((arrives, message.copy()))
+            self._waiting.append((arrives, message))
         else:
-            self._heard.append(message.copy())
-
-    @staticmethod
-    def _keep(message: Any, old: Any) -> Any:
-        if old is None:
-            return message.copy()
-        old.copy_from(message)
-        return old
+            self._heard.append(message)
 
 
 def walk(lockstep: Lockstep, seconds: float) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from robot.model import load_robot
 from robot.nodes import NODES
 from robot.topics import OPERATOR_TOPICS, SOURCES, TOPIC, TOPICS, Rank, make_codecs, source_index
 
-RATES = {"control", "policy", "policy, and on change", "control / 50", "on event", "on input", "1 Hz",
-         "2 Hz", "20 Hz", "50 Hz"}  # fmt: skip
+RATES = {
+    "control", "policy", "policy, and on change", "control / 50", "on event", "on input",
+    "1 Hz", "2 Hz", "20 Hz", "50 Hz",
+}  # fmt: skip
 
 
 def test_names_are_unique():
