@@ -137,6 +137,15 @@ class PolicySession:
         self.run()
         return self.joint_pos_target
 
+    @property
+    def first(self) -> bool:
+        """True while the next step is the first of an episode."""
+        return bool(self._first[0, 0])
+
+    @first.setter
+    def first(self, value: bool) -> None:
+        self._first[0, 0] = value
+
     def carry(self) -> dict[str, NDArray[np.float32]]:
         """Copies of the state that the next step will take in, by the manifest's names."""
         turn = self._carry[self._turn]

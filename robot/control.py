@@ -7,14 +7,15 @@ process that runs it against the bus is control_node.py. It imports no policy, w
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from drivers.driver import Driver, DriverFault
-from robot import modes, safety
+from robot import modes, safety, snapshot
 from robot.authority import Authority
 from robot.messages import (
     VALID_ARMS,
@@ -23,6 +24,7 @@ from robot.messages import (
     Ask,
     Codec,
     Command,
+    Consumed,
     Heartbeat,
     Intervention,
     LowCmd,
@@ -32,6 +34,7 @@ from robot.messages import (
     PolicyInfo,
     PolicyInput,
     Request,
+    Snapshot,
     Status,
     Target,
     Truth,
@@ -52,6 +55,7 @@ NEAR_START = 0.5  # rad, measured pose to the policy's first (faults.md 3.3)
 STAND_REACHED = 0.25  # rad, soft joints sag under load
 QUIET_SPEED = 1.0  # rad/s
 ARM_SPEED = 1.0  # rad/s, commanded arms follow the operator no faster
+READ_FAULT, WRITE_FAULT = 1, 2  # Consumed.driver_fault
 
 # Which source feeds the motors in which mode. A change of source goes through the ramp.
 SOURCE = {
@@ -126,6 +130,8 @@ class Control:
         self.status: Status = codecs["status"].new()
         self.intervention: Intervention = codecs["intervention"].new()
         self.truth: Truth = codecs["truth"].new()
+        self.consumed: Consumed = codecs["consumed"].new()
+        self.snapshot: Snapshot = codecs["control_state"].new()
         self.target: Target = codecs["target"].new()
         # Both list the same five arrays in the same order, so one copy moves all.
         self._cmd_block = safety.block(self.cmd, "joint_pos_target", "damping")
@@ -139,7 +145,7 @@ class Control:
         self.filter = safety.SafetyFilter(robot, filtered)
         self._gate_state = safety.Gate("joint_pos", "imu_accel", safety.BUCKET_STATE)
         self._gate_target = safety.Gate("joint_pos_target", "damping", safety.BUCKET_TARGET)
-        second = 1_000_000_000 // period_ns
+        second = self._second = 1_000_000_000 // period_ns
         self._clip_second = safety.ClipShare(second)
         self._clip_half = safety.ClipShare(second // 2)
         self._late_second = safety.ClipShare(second)
@@ -154,7 +160,7 @@ class Control:
         self._write_fault = 0  # what the last write found out, for the tick after it
         self._upright = math.cos(robot.safety.tilt_hold)  # least z of the body's z axis
         self._tilted_ticks = 0
-        self._malformed = 0
+        self.malformed = 0
         self._faults = 0
         self._episode, self._step = 1, 0
         self._policy_robot_ns: int | None = None
@@ -165,8 +171,62 @@ class Control:
         self._arms = robot.stand_joint_pos[robot.arm_joints].copy()
         self._arms_valid = False
         self._answers: list[tuple[int, int, Answer]] = []  # (instance, seq, answer) to publish
+        # What this tick took in, told in `consumed`.
+        self._inputs: list[tuple[int, int]] = []  # (instance, seq), targets excepted
+        self._given: tuple[int, int] | None = None  # the target that came
+        self._driver_fault: tuple[int, str] | None = None
+        self._skipped = self._failed_tick = 0
+        self._dropped = False
         self._status_due = True
         self._reason = ""
+
+    @property
+    def memory(self) -> snapshot.Memory:
+        """All that a tick may depend on beside its inputs, for replay."""
+        buckets = self._gate_state.bucket, self._gate_target.bucket
+        shares = self._clip_second, self._clip_half, self._late_second
+        return snapshot.Memory(
+            plain=(
+                (self, REMEMBERED),
+                (self.ramp, ("ticks", "target_ticks", "gain_ticks")),
+                (self.authority, ("holder", "source", "seen_ns", "command_ns", "refused")),
+                *((bucket, ("level", "total", "tripped")) for bucket in buckets),
+                *((share, ("at", "sum")) for share in shares),
+            ),
+            blocks=tuple(
+                snapshot.as_bytes(thing)
+                for thing in (
+                    self.state, self.cmd, self.target, self.info, self.policy_input, self.status,
+                    self.authority.command, self.ramp.start, self._arms, self.filter.previous,
+                    *(share.ring for share in shares),
+                )
+            ),
+        )  # fmt: skip
+
+    def recall(self, given: Snapshot, where: str) -> None:
+        """Go on from a snapshot.
+
+        Raises:
+            UserError: it was written by another version; `where` names it.
+        """
+        snapshot.restore(self.memory, given, where)
+
+    @property
+    def _machine_values(self) -> tuple[Any, ...]:
+        return dataclasses.astuple(self.machine)
+
+    @_machine_values.setter
+    def _machine_values(self, values: tuple[Any, ...]) -> None:
+        mode, *rest = values
+        self.machine = ModeState(Mode(mode), *rest)
+
+    @property
+    def _reason_told(self) -> str:
+        return self._reason[:160].encode("ascii", "replace").decode()
+
+    @_reason_told.setter
+    def _reason_told(self, text: str) -> None:
+        self._reason = text
 
     # --- read ---------------------------------------------------------------------------------
 
@@ -179,6 +239,7 @@ class Control:
         try:
             driver.read(fresh)
         except DriverFault as fault:
+            self._driver_fault = READ_FAULT, str(fault)
             self._fail("driver_fault", str(fault))
             return
         fresh.tick = self.tick
@@ -194,6 +255,7 @@ class Control:
 
     def fail(self, error: BaseException) -> None:
         """An exception in the tick: DAMP from now on, with the exception's text."""
+        self._failed_tick = self.tick
         self._fail("internal_error", f"{type(error).__name__}: {error}")
         before, cause = self.machine.mode, modes.FAULT["internal_error"]
         self.machine = ModeState(Mode.FAULT, self._last_ns or 0, cause)
@@ -205,6 +267,7 @@ class Control:
         """Hear everybody, judge faults, step the mode machine."""
         requests: list[Request] = []
         for message in messages:
+            self._inputs.append((message.instance, message.seq))
             if isinstance(message, Command):
                 self.authority.hear(message, now_ns)
             elif isinstance(message, Request):
@@ -215,7 +278,7 @@ class Control:
                 self.info.copy_from(message)
                 self._info_ns = now_ns
         self.authority.expire(now_ns)
-        self.status.drops = drops[0]
+        self._dropped, self.status.drops = drops[0] != self.status.drops, drops[0]
         self._judge(drops[1], now_ns)
         self._last_ns = now_ns
         if requests or self._faults & modes.ACTING or self.machine.mode not in _STEADY:
@@ -232,8 +295,8 @@ class Control:
             faults |= BIT["tick_gap"]
         if self._heartbeat_ns is None or now_ns - self._heartbeat_ns >= HEARTBEAT_NS * factor:
             faults |= BIT["manager_lost"]
-        if malformed != self._malformed:
-            self._malformed = malformed
+        if malformed != self.malformed:
+            self.malformed = malformed
             faults |= BIT["target_malformed"]
         faults |= self._judge_tilt()
         if mode in modes.WALKING:
@@ -257,6 +320,7 @@ class Control:
 
     def note_late(self, skipped: int) -> None:
         """The caller's schedule skipped this many whole periods before this tick."""
+        self._skipped = skipped
         for _ in range(min(skipped, 100)):
             self._late_second.count(True)
         self._late_share = self._late_second.count(False)
@@ -431,6 +495,7 @@ class Control:
         """Accept a target of this policy and episode, if its content is possible."""
         if target is None:
             return
+        self._given = target.instance, target.seq
         asked_long_ago = not 0 <= self._asked_seq - target.input_seq < len(self._asked_ns)
         if asked_long_ago or target.input_instance != self.policy_input.instance:
             return
@@ -513,6 +578,7 @@ class Control:
         try:
             driver.write(self.cmd)
         except DriverFault as fault:
+            self._driver_fault = WRITE_FAULT, str(fault)
             self._fail("driver_fault", str(fault))
             self._write_fault = BIT["driver_fault"]
 
@@ -533,6 +599,8 @@ class Control:
             out.limiter, out.joint = self._clip.limiter, self._clip.joint
             out.before, out.after = self._clip.before, self._clip.after
             ports.send("intervention", out, now_ns)
+        if self._inputs or self._given or self._skipped or self._dropped or self._unusual():
+            self._tell_consumed(ports, now_ns)
         if self._status_due:
             self._status_due = False
             self._fill_status(now_ns)
@@ -546,6 +614,36 @@ class Control:
             ports.send("status", self.status, now_ns)
             if driver.truth(self.truth):
                 ports.send("truth", self.truth, now_ns)
+        if self.tick % self._second == 0:
+            snapshot.save(self.memory, self.snapshot, now_ns, self.tick)
+            ports.send("control_state", self.snapshot, now_ns)
+
+    def _unusual(self) -> bool:
+        return self._driver_fault is not None or self._failed_tick != 0
+
+    def _tell_consumed(self, ports: Ports, now_ns: int) -> None:
+        """What this tick took in; the last tick's end by an exception is told late, if it was."""
+        out = self.consumed
+        if self._failed_tick:
+            out.set_scalars(self._failed_tick, 0, 0, 0, 0, 0, 0, 0, 1)
+            ports.send("consumed", out, now_ns)
+            self._failed_tick = 0
+        fault, out.text = self._driver_fault or (0, "")
+        room = len(out.seqs)
+        # At least one message; more if more came in than one can tell.
+        for at in range(0, max(1, len(self._inputs)), room):
+            part = self._inputs[at : at + room]
+            out.instances[:] = out.seqs[:] = 0
+            for i, (instance, seq) in enumerate(part):
+                out.instances[i], out.seqs[i] = instance, seq
+            out.set_scalars(
+                self.tick, self.status.drops, self.malformed, *(self._given or (0, 0)),
+                self._skipped, len(part), fault, 0,
+            )  # fmt: skip
+            ports.send("consumed", out, now_ns)
+        self._inputs.clear()
+        self._given = self._driver_fault = None
+        self._skipped = 0
 
     def _fill_answer(self, instance: int, seq: int, answer: Answer) -> None:
         status = self.status
@@ -571,5 +669,13 @@ class Control:
         status.reason = self._reason
 
 
+# Numbers that control keeps from tick to tick.
+REMEMBERED = (
+    "tick", "_machine_values", "_reason_told", "_late_row", "_late_share", "_source",
+    "_clipped_share", "_clipped_half", "_has_state", "_state_ns", "_last_ns", "_heartbeat_ns",
+    "_info_ns", "_heartbeat_seq", "_momentary", "_write_fault", "_tilted_ticks", "malformed",
+    "_faults", "_episode", "_step", "_policy_robot_ns", "_asked_ns", "_asked_seq", "_target_ns",
+    "_arms_valid", "_status_due",
+)  # fmt: skip
 # In these modes nothing happens by itself: without request or fault the machine need not step.
 _STEADY = frozenset({Mode.PASSIVE, Mode.STAND, Mode.POLICY, Mode.ESTOP, Mode.FAULT})

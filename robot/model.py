@@ -317,6 +317,18 @@ def _mistakes(file: RobotFile, mjcf: Path) -> Iterator[Mistake]:
     for at, row in enumerate(file.joints):
         yield from _figure_mistakes(at, row, file, model)
     yield from _place_mistakes(file, model)
+    yield from _braking_mistakes(file, model)
+
+
+def _braking_mistakes(file: RobotFile, model: mujoco.MjModel) -> Iterator[Mistake]:
+    safety = file.safety
+    needed = safety.braking_band**2 / safety.braking_acceleration  # rad, both ends
+    for row in file.joints:
+        low, high = model.joint(row.name).range
+        if high - low <= needed:
+            got = f"braking_band {safety.braking_band} rad/s needs {needed:.3f} rad to brake in"
+            yield ("safety", "braking_band"), f'{got}; joint "{row.name}" has {high - low:.3f} rad'
+            return
 
 
 def _row_mistakes(file: RobotFile) -> Iterator[Mistake]:

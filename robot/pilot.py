@@ -16,9 +16,17 @@ from policies.manifest import (
     read_policy,
 )
 from policies.session import PolicySession, verify_golden
-from robot import clock
+from robot import clock, snapshot
 from robot.bus import Publisher, Subscriber
-from robot.messages import VALID_ARMS, VALID_HEIGHT, Codec, PolicyInfo, PolicyInput, Target
+from robot.messages import (
+    VALID_ARMS,
+    VALID_HEIGHT,
+    Codec,
+    PolicyInfo,
+    PolicyInput,
+    Snapshot,
+    Target,
+)
 from robot.model import Robot
 from robot.node import Node
 from robot.realtime import freeze_collector
@@ -51,7 +59,9 @@ class Pilot:
         self._quat, self._gyro = inputs["imu_quat_wxyz"][0], inputs["imu_gyro"][0]
         self._command = inputs["command"][0]
         self._default = default_command(manifest)  # (4 + A,)
-        self._episode = -1
+        self.episode, self.steps = -1, 0
+        self.snapshot: Snapshot = codecs["pilot_state"].new()
+        self._snapshot_steps = max(1, round(1.0 / manifest.step_dt))
         self.target: Target = codecs["target"].new()
         self.info: PolicyInfo = codecs["policy_info"].new()
         pose, stiffness, damping = zip(
@@ -76,19 +86,55 @@ class Pilot:
         """Run the policy once; a new episode, or step 0, starts from the initial carry."""
         session, out = self.session, self.target
         episode, step = given.episode, given.step
-        if episode != self._episode or step == 0:
+        if episode != self.episode or step == 0:
             session.reset()
-            self._episode = episode
+            self.episode = episode
         self._joint_pos[:] = given.joint_pos[self._observed]
         self._joint_vel[:] = given.joint_vel[self._observed]
         self._quat[:] = given.imu_quat_wxyz
         self._gyro[:] = given.imu_gyro
         self._fill_command(self._command, given)
         session.run()
+        self.steps += 1
         out.joint_pos_target[self._driven] = session.joint_pos_target
         # In the order of Target's scalars.
         out.set_scalars(now_ns, given.instance, given.seq, self.policy_id, episode, step)
         return out
+
+    def remember(self, now_ns: int) -> Snapshot | None:
+        """What the policy remembers, once a second after a step; None at other times.
+
+        A policy that carries more than a snapshot holds is replayed from the log's start only.
+        """
+        if self.steps % self._snapshot_steps:
+            return None
+        memory = self._memory(self.session.carry())
+        if not snapshot.fits(memory):
+            return None
+        snapshot.save(memory, self.snapshot, now_ns, self.steps)
+        return self.snapshot
+
+    def recall(self, given: Snapshot, where: str) -> None:
+        """Go on from a snapshot.
+
+        Raises:
+            UserError: it is of another policy or version; `where` names it.
+        """
+        carry = self.session.carry()
+        snapshot.restore(self._memory(carry), given, where)
+        first = self.session.first
+        self.session.set_carry(carry)  # which also says that an episode goes on
+        self.session.first = first
+
+    def forget(self) -> None:
+        """Be as a new pilot is: the next step begins an episode."""
+        self.episode, self.steps = -1, 0
+
+    def _memory(self, carry: dict[str, np.ndarray]) -> snapshot.Memory:
+        return snapshot.Memory(
+            plain=((self, ("episode", "steps")), (self.session, ("first",))),
+            blocks=tuple(snapshot.as_bytes(value) for value in carry.values()),
+        )
 
     def _fill_command(self, command: np.ndarray, given: PolicyInput) -> None:
         """(4 + A,) velocity, height, arms; what is not commanded is the manifest's default."""
@@ -129,6 +175,7 @@ def main(node: Node) -> None:
     inputs = Subscriber(node.context, node.directory, node.pick("policy_input"))
     targets = Publisher(node.context, node.directory, "target", node.codecs["target"])
     infos = Publisher(node.context, node.directory, "policy_info", node.codecs["policy_info"])
+    states = Publisher(node.context, node.directory, "pilot_state", node.codecs["pilot_state"])
     freeze_collector()
     node.ready()
     next_info = 0
@@ -138,6 +185,8 @@ def main(node: Node) -> None:
         now = clock.now_ns()
         if isinstance(given, PolicyInput):
             targets.send(pilot.step(given, now), now)
+            if state := pilot.remember(now):
+                states.send(state, now)
         if now >= next_info:
             infos.send(pilot.info, now)
             next_info = now + INFO_PERIOD_NS

@@ -216,6 +216,7 @@ class SafetyFilter:
     def apply(self, cmd: LowCmd, state: LowState) -> Clip | None:
         """Bound `cmd` against `state`, in place; returns what was changed, if anything was."""
         if not self.enabled:
+            self.previous[:] = cmd.joint_pos_target
             return None
         clip = None
         views, motion = self._view(cmd), self._view(state).motion
@@ -340,22 +341,22 @@ class ClipShare:
     """
 
     def __init__(self, ticks: int) -> None:
-        self._ring = bytearray(ticks)
-        self._at = self._sum = 0
+        self.ring = bytearray(ticks)
+        self.at = self.sum = 0
 
     def count(self, clipped: bool) -> float:
         """Account for one tick; returns the share in [0, 1]."""
-        if not clipped and not self._sum:
+        if not clipped and not self.sum:
             return 0.0  # a ring of zeros has no position
-        self._sum += clipped - self._ring[self._at]
-        self._ring[self._at] = clipped
-        self._at = (self._at + 1) % len(self._ring)
-        return self._sum / len(self._ring)
+        self.sum += clipped - self.ring[self.at]
+        self.ring[self.at] = clipped
+        self.at = (self.at + 1) % len(self.ring)
+        return self.sum / len(self.ring)
 
     def reset(self) -> None:
         """Forget the past."""
-        self._ring[:] = bytes(len(self._ring))
-        self._at = self._sum = 0
+        self.ring[:] = bytes(len(self.ring))
+        self.at = self.sum = 0
 
 
 def orientation(quat_wxyz: NDArray[Any]) -> tuple[float, float, float]:

@@ -19,6 +19,7 @@ from robot.bus import Inbox, Outbox
 from robot.control import Control, tick
 from robot.messages import Codec, Message, Mode, PolicyInput, Status, Target, Truth
 from robot.model import Robot, load_robot
+from robot.log_writer import LogWriter
 from robot.runs import RunConfig
 from robot.summary import Summary, keep
 from robot.teleop import Teleop
@@ -27,6 +28,7 @@ from robot.topics import OPERATOR_TOPICS, make_codecs
 START_NS = 1_000_000_000
 TELEOP_PERIOD_NS = HEARTBEAT_PERIOD_NS = 20_000_000
 INFO_PERIOD_NS = 1_000_000_000
+FLUSH_PERIOD_NS = 100_000_000  # of the log
 BUFFERS = 16  # messages of one type on their way to one tick
 
 # A fault on the way: gets topic, frame and time, gives the frames that arrive instead.
@@ -42,12 +44,14 @@ class LockstepOptions:
         filtered: False switches the safety filter off, for comparison.
         tap: injects faults between stages.
         stream: hash every message.
+        log: takes every message; the caller closes it.
     """
 
     target_delay_ticks: int = 0
     filtered: bool = True
     tap: Tap | None = None
     stream: bool = True
+    log: LogWriter | None = None
 
 
 class Lockstep:
@@ -55,7 +59,8 @@ class Lockstep:
 
     Args:
         run: the run's configuration.
-        pilot: has `step(policy_input, now_ns) -> Target` and `info`; None: no policy.
+        pilot: has `step(policy_input, now_ns) -> Target`, `remember(now_ns)` and `info` as
+            robot.pilot.Pilot does; None: no policy.
         velocity: (vx, vy, yaw rate) that the operator commands all the time.
         driver: another driver than the run's (tests).
     """
@@ -77,6 +82,7 @@ class Lockstep:
             self.robot, self.codecs, run.period_ns, run.timing_factor, self.options.filtered
         )
         self._period_ns = run.period_ns
+        self._flush_ticks = max(1, FLUSH_PERIOD_NS // run.period_ns)
         self.teleop = Teleop(
             self.codecs, "script", velocity, automatic=True, walk=pilot is not None,
             nonce=run.seed * 2 + 1,
@@ -122,8 +128,7 @@ class Lockstep:
     def send(self, topic: str, message: Message, stamp_ns: int) -> int:
         """Number, hash and deliver; a policy_input runs the pilot at once."""
         seq = self._outboxes[topic].stamp(message, stamp_ns)
-        if self.options.stream:
-            self._hash.update(message.payload)
+        self._keep(topic, message)
         if topic == "policy_input" and self.pilot is not None and self.pilot_alive:
             self._run_pilot(message)
         elif topic == "status":
@@ -163,6 +168,8 @@ class Lockstep:
         tick(self.control, self.driver, self, lambda: now)
         self.ticks += 1
         self.now_ns += self._period_ns
+        if self.options.log and self.ticks % self._flush_ticks == 0:
+            self.options.log.flush()
 
     def run_for(self, seconds: float) -> None:
         """Step for this much simulated time."""
@@ -195,14 +202,21 @@ class Lockstep:
             given = self._inputs.accept(memoryview(frame), len(frame))
             if isinstance(given, PolicyInput):
                 self._post("target", self.pilot.step(given, self.now_ns))
+                if state := self.pilot.remember(self.now_ns):
+                    self.send("pilot_state", state, self.now_ns)
 
     def _post(self, topic: str, message: Message, again: bool = False) -> None:
         if not again:
             self._outboxes[topic].stamp(message, self.now_ns)
-        if self.options.stream:
-            self._hash.update(message.payload)
+        self._keep(topic, message)
         for frame in self._tapped(topic, bytes(message.payload)):
             self._deliver(topic, frame)
+
+    def _keep(self, topic: str, message: Message) -> None:
+        if self.options.stream:
+            self._hash.update(message.payload)
+        if log := self.options.log:
+            log.write(topic, message.payload, message.seq, message.stamp_ns, self.now_ns)
 
     def _tapped(self, topic: str, frame: bytes) -> Iterable[bytes]:
         tap = self.options.tap

@@ -30,7 +30,12 @@ PUBLIC = {
 
 @pytest.fixture(scope="session")
 def standing_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy file that answers everything with the default pose and stiff gains: it stands.
+    """A policy file that answers everything with the default pose and stiff gains: it stands."""
+    return make_policy(tmp_path_factory.mktemp("policy"), "standing", np.zeros((29, 100)))
+
+
+def make_policy(folder: Path, name: str, weights: np.ndarray) -> Path:
+    """A policy whose action is `weights` (29, 100) times the observation, about the stand pose.
 
     Made in the format of a public project and imported as one, so that the whole way is walked.
     """
@@ -40,7 +45,7 @@ def standing_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "main",
         [helper.make_tensor_value_info("actor_obs", TensorProto.FLOAT, [1, 100])],
         [helper.make_tensor_value_info("action", TensorProto.FLOAT, [1, 29])],
-        [numpy_helper.from_array(np.zeros((29, 100), np.float32), "w")],
+        [numpy_helper.from_array(weights.astype(np.float32), "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
     metadata = {
@@ -51,10 +56,9 @@ def standing_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=json.dumps(value))
-    folder = tmp_path_factory.mktemp("policy")
-    (folder / "theirs.onnx").write_bytes(model.SerializeToString())
-    out = folder / "standing.onnx"
-    write_policy(out, *import_policy(folder / "theirs.onnx", robot, "standing"))
+    (folder / f"{name}-theirs.onnx").write_bytes(model.SerializeToString())
+    out = folder / f"{name}.onnx"
+    write_policy(out, *import_policy(folder / f"{name}-theirs.onnx", robot, name))
     return out
 
 

@@ -177,6 +177,9 @@ class StandingPilot:
         out.episode, out.step = given.episode, given.step
         return out
 
+    def remember(self, now_ns: int) -> None:
+        """It carries nothing from step to step."""
+
 
 class Case:
     """A run in lockstep that is brought into a mode and then disturbed."""
