@@ -50,8 +50,9 @@ ROWS: dict[str, tuple[float, tuple[str, ...]]] = {
     "path": (3.0, ("path_bare",)),
     "tick": (2.0, ("tick_hot", "timer_bare")),
     "inference": (1.0, ("inference_ours", "inference_bare", "inference_plain")),
+    "recorder": (2.0, ("timer_bare",)),
 }
-PATH_GOAL, TICK_GOAL_US = 1.4, 110.0
+PATH_GOAL, TICK_GOAL_US, RECORDER_GOAL = 1.4, 110.0, 1.05
 SLOT_S = 0.6  # of one side; stopped for 1 s, control would take it for a gap in time
 SHORTEST_SLOT_S = 0.3
 TIMING_FACTOR = 100.0  # lets control outlive being stopped; it changes limits, not work
@@ -127,7 +128,7 @@ class Bench:
     def __init__(self, folder: Path, policy: Path | None, seconds: float, names: list[str]) -> None:
         self.names, self.seconds = names, seconds
         self.policy_kind = "this policy" if policy else "a network made here"
-        if policy is None and set(names) & {"path", "tick", "inference"}:
+        if policy is None and set(names) & {"path", "tick", "inference", "recorder"}:
             policy = make_policy(folder)
         self.setup = Setup(folder, policy)
         self.program, compiler = compile_timer(folder)
@@ -153,6 +154,8 @@ class Bench:
             if live:
                 seconds = sum(ROWS[name][0] for name in live) * share
                 rows |= self._live(player, seconds, live)
+            if "recorder" in self.names:
+                rows["recorder"] = self._recorder(ROWS["recorder"][0] * share)
         return [rows[name] for name in self.names]
 
     def bare_timer(self, player: Player, seconds: float) -> Samples:
@@ -211,6 +214,27 @@ class Bench:
             raise UserError(f"bench: control measured no path; it says: {nodes.said or 'nothing'}")
         return {name: LIVE[name](self, rounds, nodes) for name in live}
 
+    def _recorder(self, seconds: float) -> Row:
+        """A run with a recorder beside one without, in turns; each is stopped meanwhile."""
+        end = time.monotonic() + seconds
+        with (
+            Nodes(self.setup, "without") as without,
+            Nodes(self.setup, "with", log=True) as recorded,
+        ):
+            for nodes in (without, recorded):
+                nodes.go_on_to_policy(min(TO_POLICY_S, seconds / 3.0))
+            pairs = take_turns(
+                max(0.0, end - time.monotonic()),
+                lambda s: without.slot(s).cpu,
+                lambda s: recorded.slot(s).cpu,
+            )
+            load = recorded.cpu_share("recorder")
+            note = (
+                f"CPU of a control tick with a recorder, {recorded.modes}; floor: without; the "
+                f"recorder itself takes {load:.1%} of a core; goal {RECORDER_GOAL} x"
+            )
+        return make_row("recorder", pairs, note, recorder_share=round(load, 4), **_skips(pairs))
+
     def _path_row(self, rounds: list[tuple[str, Samples, Slot]], nodes: Nodes) -> Row:
         pairs = [(floor, Samples(slot.path_us)) for name, floor, slot in rounds if name == "path"]
         note = (
@@ -253,6 +277,11 @@ class Slot:
     cpu_us: NDArray[np.float64]
     timer: Samples  # lateness and skipped periods
 
+    @property
+    def cpu(self) -> Samples:
+        """CPU time of the ticks, with the skipped periods."""
+        return Samples(self.cpu_us, self.timer.skipped)
+
 
 class Nodes:
     """The nodes of a run on the loopback driver, stopped by signal while others are measured.
@@ -260,15 +289,21 @@ class Nodes:
     Restarting them for each slot would leave too few rounds. The first timing message after a stop
     is thrown away; the warning `overrun` that a stop raises stays for a second, so ours is measured
     with it. Used with `with`, which ends them however it is left.
+
+    Args:
+        setup: gives folder and policy.
+        name: of the folder for this run's sockets.
+        log: whether a recorder is among them.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, name: str = "run", log: bool = False) -> None:
         operator = {"automatic": True, "keyboard": False}
         overrides = {
             "policy": str(setup.policy), "viewer": False, "operator": operator,
             "timing_factor": TIMING_FACTOR,
+            "log": {"enabled": log, "folder": str(setup.directory / "logs")},
         }  # fmt: skip
-        self.directory = setup.directory / "run"
+        self.directory = setup.directory / name
         with _environment("PLEXUS_RUNTIME_DIR", str(self.directory)):
             # Live: what the nodes say goes to files, not between our lines.
             self.manager = Manager(load_run("loopback", overrides), live=True)
@@ -277,7 +312,8 @@ class Nodes:
         self._modes: list[str] = []
         self._since_ns = 0
         self._heard: list[Timing] = []
-        self._slots = 0
+        self._seconds = 0.0  # of all slots
+        self._cpu_before: dict[str, float] = {}
 
     def __enter__(self) -> Nodes:
         try:
@@ -311,8 +347,16 @@ class Nodes:
                 end = min(end, settled)
         self._signal(signal.SIGSTOP)
 
+    def cpu_share(self, name: str) -> float:
+        """Share of a core that a node has taken in all slots so far."""
+        passed = _cpu_seconds(self.manager.children[name].pid) - self._cpu_before[name]
+        return passed / self._seconds if self._seconds else 0.0
+
     def slot(self, seconds: float) -> Slot:
         """Go on for so long; afterwards the nodes are stopped again."""
+        for name, child in self.manager.children.items():
+            self._cpu_before.setdefault(name, _cpu_seconds(child.pid))
+        self._seconds += seconds
         self._heard = []
         self._since_ns = clock.now_ns() + SETTLE_NS
         self._signal(signal.SIGCONT)
@@ -342,6 +386,12 @@ class Nodes:
         for child in self.manager.children.values():
             if child.process.poll() is None:
                 child.process.send_signal(number)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """User and system time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _slot(heard: list[Timing]) -> Slot:

@@ -16,7 +16,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from robot import log_commands
 from robot.config import UserError, listing
+from robot.log_commands import LogTool, Replay
 from robot.runs import RunConfig, load_run
 
 HOW_TO_IMPORT = (
@@ -55,6 +57,8 @@ class Run:
     """what computes the policy"""
     timing_factor: float | None = None
     """multiplies gap and age limits; simulation only"""
+    log: bool | None = None
+    """leave a log of the run; default: yes, and with --lockstep no"""
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,8 @@ Command = (
     | Annotated[Echo, tyro.conf.subcommand("echo")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Policy, tyro.conf.subcommand("policy")]
+    | Annotated[LogTool, tyro.conf.subcommand("log")]
+    | Annotated[Replay, tyro.conf.subcommand("replay")]
 )
 
 
@@ -202,6 +208,7 @@ def _overrides(args: Run) -> dict[str, Any]:
     given: dict[str, Any] = {
         "seed": args.seed, "provider": args.provider, "timing_factor": args.timing_factor,
         "sim.collisions": args.collisions,
+        "log.enabled": (not args.lockstep) if args.log is None else args.log,
     }  # fmt: skip
     if args.policy is not None:
         given["policy"] = str(args.policy.expanduser().absolute())
@@ -261,19 +268,29 @@ def _check_robot(config: RunConfig) -> None:
 
 
 def _run_lockstep(args: Run, config: RunConfig) -> dict[str, Any]:
+    from robot.log_writer import open_log
     from robot.model import load_robot
     from robot.pilot import load_pilot
-    from sim2real.lockstep import Lockstep, LockstepOptions, walk
+    from robot.topics import make_codecs
+    from sim2real.lockstep import START_NS, Lockstep, LockstepOptions, walk
 
     robot = load_robot(config.robot)
     pilot = load_pilot(config, robot) if config.policy is not None else None
-    options = LockstepOptions(filtered=args.filter)
+    log = None
+    if config.log.enabled:
+        log = open_log(config, robot, make_codecs(robot), now_ns=START_NS, epoch_ns=time.time_ns())
+    options = LockstepOptions(filtered=args.filter, log=log)
     velocity = config.operator.velocity or (0.0, 0.0, 0.0)
     poses: list[tuple[float, Any]] = []
     lockstep = Lockstep(config, pilot, velocity, options, robot=robot)
     if args.video:
         lockstep.on_truth = lambda truth: poses.append(truth_pose(truth))
-    result = walk(lockstep, args.seconds or 20.0)
+    try:
+        result = walk(lockstep, args.seconds or 20.0)
+    finally:
+        if log:
+            log.close("done" if lockstep.ticks else "failed")
+    result["log"] = str(log.folder) if log else None
     result["provider"] = pilot.session.provider if pilot else None
     _write_video(args, config, poses, result)
     return result
@@ -319,6 +336,7 @@ def _add_rates(result: dict[str, Any], manager: Any, elapsed: float) -> None:
     result["seconds"] = round(elapsed, 3)
     report = manager.directory / REALTIME_FILE
     result["realtime"] = json.loads(report.read_text()) if report.exists() else None
+    result["log"] = manager.log_folder()
     result["nodes"] = {name: child.state for name, child in manager.children.items()}
 
 
@@ -381,6 +399,8 @@ def _print_summary(result: dict[str, Any]) -> None:
     print(f"timing     factor {result['timing_factor']:g}")
     if result.get("video"):
         print(f"video      {result['video']}")
+    if result.get("log"):
+        print(f"log        {result['log']}")
 
 
 # --- looking at a run ---------------------------------------------------------------------------
@@ -517,6 +537,7 @@ def bench(args: Bench) -> int:
 RUNNERS: dict[type, Any] = {
     Run: run, Nodes: nodes, Topics: topics, Echo: echo, Bench: bench, Policy: policy,
     PolicyImport: policy_import, PolicyShow: policy_show, PolicyCheck: policy_check,
+    **log_commands.RUNNERS,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from robot.runs import RunConfig
 from robot.summary import Summary
 
 STATE_FILE = "nodes.json"  # what `plexus nodes` reads
+END_FILE = "end.txt"  # why the run ends, for its log
+LOG_FILE = "log.json"  # the log being written; a recorder that is started again goes on with it
 READY_S = 60.0  # a node that is not ready by then is refused
 STOP_S = 5.0  # from SIGTERM to SIGKILL
 BACK_OFF_S = (0.2, 1.0, 3.0)  # before the first, second, third restart
@@ -48,6 +50,8 @@ class Row:
 
 
 NODES: tuple[Row, ...] = (
+    Row("recorder", "robot.recorder", lambda run: run.log.enabled, "unless --no-log", "low",
+        "with back-off; the log goes on", "every message into the run's log"),
     Row("control", "robot.control_node", lambda run: True, "always", "real time, if allowed",
         "into PASSIVE; an operator must arm", "the 500 Hz loop: authority, modes, safety, driver"),
     Row("pilot", "robot.pilot", lambda run: run.policy is not None, "with a policy", "normal",
@@ -91,12 +95,15 @@ class Manager:
         self.run, self.live = run, live
         self.directory = runtime_directory()
         self._lock = lock_file(self.directory / "run.lock", "a run is going on")
+        for name in (LOG_FILE, END_FILE):
+            (self.directory / name).unlink(missing_ok=True)  # a new run, a new log
         (self.directory / RUN_FILE).write_text(run.model_dump_json())
         self.node = Node("manager", self.directory, run)
         self.children: dict[str, Child] = {}
         self.summary = Summary(run.timing_factor)
         self.on_message: Callable[[Message], None] | None = None
         self.stopping = False
+        self.reason = "stopped"  # why the run ends
         self._heartbeat = self.node.codecs["heartbeat"].new()
         self._heartbeat.pid = os.getpid()
         self._publisher = Publisher(
@@ -105,6 +112,13 @@ class Manager:
         heard = self.node.pick("status", "truth", "timing", "policy_info")
         self._subscriber = Subscriber(self.node.context, self.directory, heard, every=True)
         self.policy_info: Any = None
+
+    def log_folder(self) -> str | None:
+        """Where this run's log lies, if there is one."""
+        try:
+            return json.loads((self.directory / LOG_FILE).read_text())["folder"]
+        except (OSError, ValueError, KeyError):
+            return None
 
     # --- starting -----------------------------------------------------------------------------
 
@@ -190,7 +204,9 @@ class Manager:
             self.turn()
             teleop = self.children.get("teleop")
             if teleop and teleop.state == "stopped":
-                return  # the operator quit
+                self.reason = "the operator quit"
+                return
+        self.reason = "told to stop" if self.stopping else f"{seconds:g} s are over"
 
     def _look_after(self, child: Child) -> None:
         if child.state == "starting" and self._is_ready(child):
@@ -242,11 +258,14 @@ class Manager:
     # --- stopping -----------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Stop control first, so that damping is sent while all is well; then the rest."""
+        """Stop control first, so that damping is sent while all is well; the recorder last."""
         self.stopping = True
-        control = [c for c in self.children.values() if c.row.name == "control"]
-        others = [c for c in self.children.values() if c.row.name != "control"]
-        for group in (control, others):
+        (self.directory / END_FILE).write_text(self.reason)
+        children = self.children.values()
+        control = [c for c in children if c.row.name == "control"]
+        others = [c for c in children if c.row.name not in ("control", "recorder")]
+        recorder = [c for c in children if c.row.name == "recorder"]
+        for group in (control, others, recorder):
             for child in group:
                 self._signal(child, signal.SIGTERM)
             deadline = time.monotonic() + STOP_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,9 +54,30 @@ class OperatorConfig(Strict):
     """read keys and show the live table where there is a terminal"""
 
 
+def default_log_folder() -> Path:
+    """PLEXUS_LOG_DIR, else logs/ in the current folder."""
+    return Path(os.environ.get("PLEXUS_LOG_DIR") or "logs")
+
+
+class LogConfig(Strict):
+    """The log of the run."""
+
+    enabled: bool = True
+    folder: Path = Field(default_factory=default_log_folder)
+    """each log is a folder in it; the default is PLEXUS_LOG_DIR, or logs/ where we stand"""
+    rotate_s: float = Field(default=60.0, gt=0.0)
+    """s after which a new segment begins"""
+    rotate_mb: int = Field(default=256, ge=1)
+    """MB after which a new segment begins"""
+    margin_mb: int = Field(default=16, ge=0)
+    """MB that are left free on the disk; below, recording pauses and messages are counted"""
+
+
 class RunConfig(Strict):
     """One run of the runtime."""
 
+    name: str = ""
+    """what logs call this run; empty: the name of its file"""
     robot: str
     driver: Literal["sim", "loopback"]
     control_hz: int = Field(default=500, ge=50, le=2000)
@@ -71,6 +93,7 @@ class RunConfig(Strict):
     viewer: bool = True
     """open a window with the robot where there is a display"""
     sim: SimConfig = SimConfig()
+    log: LogConfig = Field(default_factory=LogConfig)
 
     @model_validator(mode="after")
     def _periods_fit(self) -> RunConfig:
@@ -129,4 +152,6 @@ def load_run(name: str | Path, overrides: dict[str, Any] | None = None) -> RunCo
     Raises:
         UserError: no such run, or the file does not fit RunConfig.
     """
-    return load_yaml(run_path(name), RunConfig, overrides)
+    path = run_path(name)
+    run = load_yaml(path, RunConfig, overrides)
+    return run if run.name else run.model_copy(update={"name": path.stem})

@@ -17,9 +17,9 @@ from drivers import make_driver
 from drivers.driver import Driver
 from robot.bus import Inbox, Outbox
 from robot.control import Control, tick
+from robot.log_writer import LogWriter
 from robot.messages import Codec, Message, Mode, PolicyInput, Status, Target, Truth
 from robot.model import Robot, load_robot
-from robot.log_writer import LogWriter
 from robot.runs import RunConfig
 from robot.summary import Summary, keep
 from robot.teleop import Teleop

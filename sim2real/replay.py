@@ -20,6 +20,7 @@ from drivers.driver import DriverFault
 from robot.config import UserError
 from robot.control import READ_FAULT, WRITE_FAULT, Control, tick
 from robot.log import Log
+from robot.log_writer import cpu_name
 from robot.messages import (
     Codec,
     Intervention,
@@ -34,7 +35,6 @@ from robot.messages import (
 )
 from robot.model import Robot, load_robot
 from robot.pilot import Pilot, load_pilot
-from robot.log_writer import _cpu
 from robot.runs import RunConfig
 from robot.safety import LIMITERS
 from robot.topics import OPERATOR_TOPICS, make_codecs
@@ -487,7 +487,7 @@ class ControlReplay:
             name: Comparer(self.topics[name], logged.orders[name], self.result, self.robot)
             for name in CONTROL_OUTPUTS
         }
-        control, number = self._new_control(), 1
+        control, number = self.new_control(), 1
         moment = (0, 0.0)  # tick, s
 
         def send(topic: str, message: Message, stamp_ns: int) -> int:
@@ -513,14 +513,15 @@ class ControlReplay:
             self.result.steps += 1
             number += 1
 
-    def _new_control(self) -> Control:
+    def new_control(self) -> Control:
+        """One that has not run yet."""
         run = self.run
         return Control(self.robot, self.codecs, run.period_ns, run.timing_factor)
 
     def _resume(self, logged: LoggedRun, row: int, comparers: dict[str, Comparer]) -> Control:
         """A control that goes on from a snapshot."""
         given: Snapshot = self.topics["control_state"].message(row)
-        control = self._new_control()
+        control = self.new_control()
         control.recall(given, f"{self.log.path}: control_state at step {given.step}")
         for comparer in comparers.values():
             comparer.begin(given.now_ns)
@@ -558,7 +559,7 @@ class PilotReplay:
         self.own = load_pilot(run, robot) if policy is not None and run.policy is not None else None
         if policy is not None and len(self.targets):
             self.pilot.policy_id = int(self.targets.records["policy_id"][0])
-        same_cpu = log.metadata.get("cpu") == _cpu()
+        same_cpu = log.metadata.get("cpu") == cpu_name()
         self.tolerance = 0.0 if same_cpu else OTHER_CPU_TOLERANCE
 
     def __call__(self) -> StageResult:
@@ -691,7 +692,7 @@ def _notes(log: Log, stages: list[StageResult], nothing: bool) -> Iterator[str]:
         if stage.rounded:
             yield (
                 f"{stage.stage}: {stage.rounded} messages differ by the rounding of another "
-                f"processor (log: {log.metadata.get('cpu')}, here: {_cpu()})"
+                f"processor (log: {log.metadata.get('cpu')}, here: {cpu_name()})"
             )
         yield from map(str, stage.firsts.values())
     yield from log.damage

@@ -80,8 +80,9 @@ def public_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 
 @pytest.fixture
 def runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A runtime directory of this test alone."""
+    """A runtime directory, and a folder for logs, of this test alone."""
     folder = tmp_path / "rt"
+    monkeypatch.setenv("PLEXUS_LOG_DIR", str(tmp_path / "logs"))
     monkeypatch.setenv("PLEXUS_RUNTIME_DIR", str(folder))
     return folder
 

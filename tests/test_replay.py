@@ -17,12 +17,13 @@ from drivers.driver import DriverFault
 from policies.importers import holosoma
 from robot.config import UserError
 from robot.log import Log
+from robot.log_writer import open_log
 from robot.messages import Ask, LowState, Message, Mode, Request
 from robot.model import load_robot
 from robot.pilot import load_pilot
-from robot.log_writer import open_log
 from robot.runs import load_run
 from robot.topics import make_codecs, source_index
+from sim2real import reference
 from sim2real import replay as r1
 from sim2real.lockstep import START_NS, Lockstep, LockstepOptions
 from tests.conftest import eventually, make_policy
@@ -261,6 +262,23 @@ def test_code_that_behaves_otherwise_is_caught(stood, tmp_path, monkeypatch):
     first = stage(result, "control")["firsts"][0]
     assert result["verdict"] == "different"
     assert (first["topic"], first["field"]) == ("low_cmd", "joint_pos_target")
+
+
+def test_an_accepted_change_is_the_new_reference(stood, tmp_path, monkeypatch):
+    """Targets and policy inputs change with each other, and the new log is whole again."""
+    monkeypatch.setattr("robot.control.RAMP_S", {"stand": (2.5, 1.0), "policy": (1.0, 1.0)})
+    weights = np.random.default_rng(2).normal(0, 0.004, (29, 100))
+    other = make_policy(tmp_path, "another", weights)
+    result = reference.accept(Log(stood), tmp_path / "new", policy=other)
+    assert result["verdict"] == "same", result["notes"]
+    assert check(tmp_path / "new", tmp_path)["verdict"] == "same"
+    old, new = Log(stood), Log(tmp_path / "new")
+    assert np.array_equal(old["low_state"], new["low_state"])
+    assert not np.array_equal(old["target"]["joint_pos_target"], new["target"]["joint_pos_target"])
+    with pytest.raises(UserError, match="exists already"):
+        reference.accept(Log(stood), tmp_path / "new")
+    monkeypatch.undo()
+    assert check(tmp_path / "new", tmp_path)["verdict"] == "different"
 
 
 def test_a_log_in_which_nothing_happened_fails(tmp_path):

@@ -1,0 +1,290 @@
+"""The commands `plexus log` and `plexus replay`: their options, and what they print."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Column, Table
+
+from robot.config import UserError, listing
+from robot.runs import default_log_folder
+
+LAST = "last"  # names the newest log
+
+
+@dataclass(frozen=True)
+class LogList:
+    """List the logs of a folder, oldest first."""
+
+    folder: tyro.conf.Positional[Path | None] = None
+    """default: PLEXUS_LOG_DIR, else logs/"""
+    json: bool = False
+    """as JSON"""
+
+
+@dataclass(frozen=True)
+class LogInfo:
+    """Duration, topics, rates, gaps, losses, modes and faults of a log."""
+
+    log: tyro.conf.Positional[str] = LAST
+    """a log's folder, its name, one of its files, or "last" for the newest"""
+    json: bool = False
+    """as JSON"""
+
+
+@dataclass(frozen=True)
+class LogRecover:
+    """Make whole files of those that a crash left unfinished."""
+
+    log: tyro.conf.Positional[str] = LAST
+    """a log's folder, its name, one of its files, or "last" for the newest"""
+    out: Path | None = None
+    """write there and leave the originals as they are"""
+
+
+@dataclass(frozen=True)
+class LogCat:
+    """Print a topic's messages, one JSON object per line."""
+
+    log: tyro.conf.Positional[str]
+    """a log's folder, its name, one of its files, or "last" for the newest"""
+    topic: tyro.conf.Positional[str]
+    """a name from `plexus log info`"""
+    fields: tuple[str, ...] = ()
+    """fields to print, e.g. mode joint_pos[3]; none: all"""
+    between: tuple[float, float] | None = None
+    """from and to, in seconds since the log's start"""
+    limit: int | None = None
+    """end after so many messages"""
+
+
+@dataclass(frozen=True)
+class LogPlot:
+    """Draw fields over time into a PNG, with modes and faults."""
+
+    log: tyro.conf.Positional[str]
+    """a log's folder, its name, one of its files, or "last" for the newest"""
+    fields: tyro.conf.Positional[tuple[str, ...]]
+    """e.g. low_state.joint_pos[left_knee_joint] timing.lateness_us"""
+    out: Path = Path("plot.png")
+    """the picture"""
+    between: tuple[float, float] | None = None
+    """from and to, in seconds since the log's start"""
+
+
+@dataclass(frozen=True)
+class LogExport:
+    """Write a log in another format: tables for analysis, or a data set for learning."""
+
+    logs: tyro.conf.Positional[tuple[str, ...]]
+    """one log, or several for lerobot"""
+    to: Literal["parquet", "csv", "lerobot"]
+    """the format"""
+    out: Path
+    """a folder"""
+    topics: tuple[str, ...] = ()
+    """parquet and csv: topics to write; none: all of ours"""
+    between: tuple[float, float] | None = None
+    """parquet and csv: from and to, in seconds since the log's start"""
+    fps: int = 50
+    """lerobot: frames per second"""
+    task: str = "walk"
+    """lerobot: what the robot was doing, in words"""
+    whole: bool = False
+    """lerobot: every mode counts, not only POLICY and HOLD"""
+
+
+LogCommand = (
+    Annotated[LogList, tyro.conf.subcommand("list")]
+    | Annotated[LogInfo, tyro.conf.subcommand("info")]
+    | Annotated[LogRecover, tyro.conf.subcommand("recover")]
+    | Annotated[LogCat, tyro.conf.subcommand("cat")]
+    | Annotated[LogPlot, tyro.conf.subcommand("plot")]
+    | Annotated[LogExport, tyro.conf.subcommand("export")]
+)
+
+
+@dataclass(frozen=True)
+class LogTool:
+    """List, show, repair, print, plot and export logs."""
+
+    action: LogCommand = field()
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Run a log again: look at it (R0), re-run its stages (R1), hold physics against it (R2-R5)."""
+
+    log: tyro.conf.Positional[str] = LAST
+    """a log's folder, its name, one of its files, or "last" for the newest"""
+    level: Literal["R0", "R1", "R2", "R3", "R4", "R5"] = "R1"
+    """R0 look; R1 stages again, byte for byte; R2 short predictions by physics; R3 commands in open
+    loop; R4 closed loop from a moment; R5 another policy in shadow"""
+    policy: Path | None = None
+    """R1, R4, R5: another policy than the log's"""
+    robot: Path | None = None
+    """R1: another robot.yaml than the log's"""
+    start: Annotated[float | None, tyro.conf.arg(name="from")] = None
+    """R3, R4: moment to begin at, in seconds since the log's start"""
+    between: tuple[float, float] | None = None
+    """R0: from and to, in seconds since the log's start"""
+    video: Path | None = None
+    """R0: write a clip"""
+    json: Path | None = None
+    """write the result to this file"""
+    report: Path | None = None
+    """write report.json and report.html into this folder"""
+    accept: Path | None = None
+    """R1: write a new reference log, with what the stages put out now, into this folder"""
+
+
+# --- plexus log ---------------------------------------------------------------------------------
+
+
+def find_log(name: str) -> Path:
+    """The log that a person means.
+
+    Raises:
+        UserError: there is none; names those there are.
+    """
+    folder = default_log_folder()
+    known = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if name == LAST and known:
+        return folder / known[-1]
+    for path in (Path(name).expanduser(), folder / name):
+        if path.exists():
+            return path
+    raise UserError(f"log {name!r} is unknown; available in {folder}: {listing(known[-5:])}")
+
+
+def log(args: LogTool) -> int:
+    """`plexus log`."""
+    return RUNNERS[type(args.action)](args.action)
+
+
+def log_list(args: LogList) -> int:
+    """`plexus log list`."""
+    from robot.log_info import list_logs
+
+    rows = list_logs(args.folder or default_log_folder())
+    if args.json:
+        print(json.dumps(rows))
+        return 0
+    table = Table(Column("log", no_wrap=True), "duration", "size", "state", "policy", "last mode")
+    for row in rows:
+        table.add_row(
+            row["name"], f"{row['duration_s']:.1f} s", f"{row['size'] / 1e6:.1f} MB",
+            row["state"], row["policy"], (row["modes"] or [""])[-1],
+        )  # fmt: skip
+    Console().print(table)
+    return 0
+
+
+def log_info(args: LogInfo) -> int:
+    """`plexus log info`."""
+    from robot.log import Log
+    from robot.log_info import info, print_info
+
+    told = info(Log(find_log(args.log)))
+    print(json.dumps(told)) if args.json else print_info(told)
+    return 0
+
+
+def log_recover(args: LogRecover) -> int:
+    """`plexus log recover`; exit code 3 if something was lost, as other tools of this format."""
+    from robot.recover import recover
+
+    done = recover(find_log(args.log), args.out)
+    for line in done.damage:
+        print(f"damage     {line}")
+    for path in done.segments:
+        print(f"recovered  {path}")
+    for path in done.kept:
+        print(f"kept       {path}")
+    print(f"{done.messages} messages" if done.segments else "nothing to do")
+    return 3 if done.kept else 0
+
+
+def log_cat(args: LogCat) -> int:
+    """`plexus log cat`."""
+    from robot.log import Log
+    from robot.log_info import cat
+
+    for line in cat(
+        Log(find_log(args.log)), args.topic, args.between, args.fields or None, args.limit
+    ):
+        print(line)
+    return 0
+
+
+def log_plot(args: LogPlot) -> int:
+    """`plexus log plot`."""
+    from robot.log import Log
+    from robot.log_plot import plot
+
+    print(plot(Log(find_log(args.log)), args.fields, args.out, args.between))
+    return 0
+
+
+def log_export(args: LogExport) -> int:
+    """`plexus log export`."""
+    from robot.log import Log
+    from robot.log_export import to_csv, to_parquet
+    from robot.log_lerobot import to_lerobot
+
+    logs = [Log(find_log(name)) for name in args.logs]
+    if args.to == "lerobot":
+        print(to_lerobot(logs, args.out, args.fps, args.task, args.whole))
+        return 0
+    if len(logs) != 1:
+        raise UserError(f"--to {args.to}: got {len(logs)} logs, expected one")
+    write = to_csv if args.to == "csv" else to_parquet
+    for path in write(logs[0], args.out, args.topics, args.between):
+        print(path)
+    return 0
+
+
+# --- plexus replay ------------------------------------------------------------------------------
+
+
+def replay(args: Replay) -> int:
+    """`plexus replay`; exit code 1 if the log and today's code differ."""
+    from robot.log import Log
+
+    opened = Log(find_log(args.log))
+    with tempfile.TemporaryDirectory(prefix="plexus-") as folder:
+        result = LEVELS[args.level](args, opened, Path(folder))
+    for note in result["notes"]:
+        print(note)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.report:
+        from sim2real.report import write
+
+        print(write({args.level: result}, args.report))
+    print(f"{args.level}: {result['verdict']}")
+    return 0 if result["verdict"] in ("same", "done") else 1
+
+
+def replay_stages(args: Replay, opened: Any, folder: Path) -> dict[str, Any]:
+    """R1."""
+    from sim2real.reference import accept
+    from sim2real.replay import replay
+
+    if args.accept:
+        return accept(opened, args.accept, args.policy, args.robot)
+    return replay(opened, folder, args.policy, args.robot)
+
+
+LEVELS = {"R1": replay_stages}
+
+RUNNERS: dict[type, Any] = {
+    LogTool: log, LogList: log_list, LogInfo: log_info, LogRecover: log_recover, LogCat: log_cat,
+    LogPlot: log_plot, LogExport: log_export, Replay: replay,
+}  # fmt: skip
