@@ -138,7 +138,8 @@ class LogWriter:
             stamp_ns: time in its header, monotonic.
             received_ns: time of its receipt, monotonic.
         """
-        if self._file is None:
+        file = self._file
+        if file is None:
             self.lost += 1
             return
         if self._segment_ns is None:
@@ -146,22 +147,17 @@ class LogWriter:
         self._last_ns = received_ns
         self._unflushed += 1
         self.recorded += 1
-        try:
-            self._put(topic, payload, seq, stamp_ns, received_ns)
-            if self._viewer and topic in VIEWED:
-                for name, drawn in self._viewer.hear(topic, payload, stamp_ns + self.offset_ns):
-                    self._put(name, drawn, 0, stamp_ns, received_ns)
-        except OSError as error:
-            self._abandon(error)
-
-    def _put(
-        self, topic: str, payload: memoryview | bytes, seq: int, stamp_ns: int, received_ns: int
-    ) -> None:
-        assert self._file is not None
         log_ns, publish_ns = received_ns + self.offset_ns, stamp_ns + self.offset_ns
         if publish_ns < 0:  # no clock says so, but nothing a message says may stop a log
             publish_ns = 0
-        self._file.message(self._channels[topic], seq & 0xFFFFFFFF, log_ns, publish_ns, payload)
+        try:
+            channels = self._channels
+            file.message(channels[topic], seq & 0xFFFFFFFF, log_ns, publish_ns, payload)
+            if topic in VIEWED and self._viewer:
+                for name, drawn in self._viewer.hear(topic, payload, publish_ns):
+                    file.message(channels[name], 0, log_ns, publish_ns, drawn)
+        except OSError as error:
+            self._abandon(error)
 
     def attach(self, name: str, data: bytes) -> None:
         """Add a file to this segment and to all that follow."""

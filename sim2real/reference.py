@@ -151,7 +151,8 @@ def _write(
     if robot is not None:
         attachments["robot.yaml"] = robot.read_bytes()
     offset_ns = int(log.metadata["clock_offset_ns"])
-    writer = LogWriter(out, control.codecs, log.metadata, attachments, offset_ns)
+    metadata = log.metadata | {"command_line": "plexus replay --accept"}
+    writer = LogWriter(out, control.codecs, metadata, attachments, offset_ns)
     ticks = control.topics["low_cmd"].records["tick"].tolist()
     cmd = target = 0
     for topic, time_ns, payload in log.messages(*(t for t in log.topics if t in TOPIC)):
