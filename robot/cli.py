@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import signal
 import sys
 import time
@@ -17,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robot import log_commands
-from robot.config import UserError, listing
+from robot.config import UserError, check_positive, check_writable, listing
 from robot.log_commands import LogTool, Replay
 from robot.runs import RunConfig, load_run
 
@@ -57,8 +55,8 @@ class Run:
     """what computes the policy"""
     timing_factor: float | None = None
     """multiplies gap and age limits; simulation only"""
-    log: bool | None = None
-    """leave a log of the run; default: yes, and with --lockstep no"""
+    log: Literal["yes", "no"] | None = None
+    """leave a log of the run; default: yes, with --lockstep no"""
 
 
 @dataclass(frozen=True)
@@ -186,13 +184,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(args: Run) -> int:
     """`plexus run`: lockstep in this process, or the nodes in theirs."""
-    _check_positive(seconds=args.seconds)
+    check_positive(seconds=args.seconds)
     config = load_run(args.run, _overrides(args))
     if not args.filter and not args.lockstep:
         raise UserError("--no-filter: the safety filter can be switched off in --lockstep only")
     if not config.simulated and args.lockstep:
         raise UserError(f"--lockstep: driver {config.driver!r} is no simulation")
-    _check_writable(args.json, args.video)
+    check_writable(args.json, args.video)
     _check_robot(config)
     if config.policy is None:
         print(f"plexus: {HOW_TO_IMPORT}", file=sys.stderr)
@@ -208,7 +206,7 @@ def _overrides(args: Run) -> dict[str, Any]:
     given: dict[str, Any] = {
         "seed": args.seed, "provider": args.provider, "timing_factor": args.timing_factor,
         "sim.collisions": args.collisions,
-        "log.enabled": (not args.lockstep) if args.log is None else args.log,
+        "log.enabled": args.log == "yes" if args.log else False if args.lockstep else None,
     }  # fmt: skip
     if args.policy is not None:
         given["policy"] = str(args.policy.expanduser().absolute())
@@ -235,26 +233,6 @@ def parse_velocity(text: str) -> list[float]:
             "for example 0.5,0,0"
         )
     return values
-
-
-def _check_positive(**options: float | None) -> None:
-    for name, value in options.items():
-        if value is not None and not 0.0 < value < math.inf:
-            raise UserError(f"--{name}: got {value:g}, expected more than 0")
-
-
-def _check_writable(*paths: Path | None) -> None:
-    """Refuse before the run what could not be written after it."""
-    for path in paths:
-        if path is None:
-            continue
-        folder = path.absolute().parent
-        if not folder.is_dir():
-            raise UserError(f"{path}: the folder {folder} does not exist")
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder, expected a file")
-        if not os.access(path if path.exists() else folder, os.W_OK):
-            raise UserError(f"{path}: may not be written by this user")
 
 
 def _check_robot(config: RunConfig) -> None:
@@ -453,7 +431,7 @@ def echo(args: Echo) -> int:
     from robot.nodes import read_state
     from robot.topics import TOPICS, make_codecs
 
-    _check_positive(count=args.count, seconds=args.seconds)
+    check_positive(count=args.count, seconds=args.seconds)
     names = [t.name for t in TOPICS]
     if args.topic not in names:
         raise UserError(f"topic {args.topic!r} is unknown; available: {listing(names, 99)}")
@@ -492,7 +470,7 @@ def policy_import(args: PolicyImport) -> int:
     from robot.model import load_robot
 
     out = args.out or Path(f"{args.file.stem}.plexus.onnx")
-    _check_writable(out)
+    check_writable(out)
     robot = load_robot(args.robot)
     model, manifest = import_policy(args.file, robot, args.name)
     packed = pack_policy(model, manifest, out)

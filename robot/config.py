@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -199,3 +201,32 @@ def listing(names: Iterable[str], most: int = 12) -> str:
         return "nothing"
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def check_positive(**options: float | None) -> None:
+    """Refuse options of the command line that are not above 0.
+
+    Raises:
+        UserError: names the option and what was got.
+    """
+    for name, value in options.items():
+        if value is not None and not 0.0 < value < math.inf:
+            raise UserError(f"--{name}: got {value:g}, expected more than 0")
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Refuse before the work what could not be written after it.
+
+    Raises:
+        UserError: a folder is missing, the path is a folder, or it may not be written.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise UserError(f"{path}: the folder {folder} does not exist")
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder, expected a file")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise UserError(f"{path}: may not be written by this user")

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
-from robot.config import UserError, listing
+from robot.config import UserError, check_positive, check_writable, listing
 from robot.runs import default_log_folder
 
 LAST = "last"  # names the newest log
@@ -216,6 +216,7 @@ def log_cat(args: LogCat) -> int:
     from robot.log import Log
     from robot.log_info import cat
 
+    check_positive(limit=args.limit)
     for line in cat(
         Log(find_log(args.log)), args.topic, args.between, args.fields or None, args.limit
     ):
@@ -257,6 +258,7 @@ def replay(args: Replay) -> int:
     """`plexus replay`; exit code 1 if the log and today's code differ."""
     from robot.log import Log
 
+    check_writable(args.json, args.video)
     opened = Log(find_log(args.log))
     with tempfile.TemporaryDirectory(prefix="plexus-") as folder:
         result = LEVELS[args.level](args, opened, Path(folder))

@@ -78,8 +78,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, default=0, help="die when this process does")
     options = parser.parse_args(None if arguments is None else list(arguments))
     if options.parent:
-        # Control gets the chance to damp before it ends; the others simply end.
-        number = signal.SIGTERM if options.name == "control" else signal.SIGKILL
+        # Control gets the chance to damp before it ends, and the recorder to write that down.
+        asked = options.name in ("control", "recorder")
+        number = signal.SIGTERM if asked else signal.SIGKILL
         die_with_parent(number, options.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the manager stops us, in its order
     try:

@@ -50,7 +50,7 @@ class Row:
 
 
 NODES: tuple[Row, ...] = (
-    Row("recorder", "robot.recorder", lambda run: run.log.enabled, "unless --no-log", "low",
+    Row("recorder", "robot.recorder", lambda run: run.log.enabled, "unless --log no", "low",
         "with back-off; the log goes on", "every message into the run's log"),
     Row("control", "robot.control_node", lambda run: True, "always", "real time, if allowed",
         "into PASSIVE; an operator must arm", "the 500 Hz loop: authority, modes, safety, driver"),

@@ -15,7 +15,7 @@ from rich.live import Live
 
 from robot import clock
 from robot.bus import Publisher, Subscriber
-from robot.messages import Message, PolicyInfo, Status, Timing, Truth
+from robot.messages import Message, PolicyInfo, RecorderStatus, Status, Timing, Truth
 from robot.node import Node
 from robot.teleop import KEYS, Key, Teleop
 from robot.terminal import View
@@ -68,7 +68,7 @@ def main(node: Node) -> None:
         node.codecs, source, fixed, run.operator.automatic and run.simulated, run.policy is not None
     )
     sender = Sender(node, source)
-    heard = node.pick("status", "truth", "timing", "policy_info")
+    heard = node.pick("status", "truth", "timing", "policy_info", "recorder")
     subscriber = Subscriber(node.context, node.directory, heard)
     view = View(teleop, run)
     node.ready()
@@ -117,7 +117,7 @@ def loop(
                 status = message.copy()
             elif isinstance(message, Truth):
                 truth = message.copy()
-            elif isinstance(message, Timing | PolicyInfo):
+            elif isinstance(message, Timing | PolicyInfo | RecorderStatus):
                 view.hear(message.copy())
         now = clock.now_ns()
         if keyboard:

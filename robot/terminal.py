@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from robot.messages import Message, Mode, PolicyInfo, Status, Timing, Truth
+from robot.messages import Message, Mode, PolicyInfo, RecorderStatus, Status, Timing, Truth
 from robot.modes import NO_CAUSE, fault_names
 from robot.runs import RunConfig
 from robot.teleop import KEYS, Teleop
@@ -40,13 +42,16 @@ class View:
         self.teleop, self.run = teleop, run
         self._timing: Timing | None = None
         self._info: PolicyInfo | None = None
+        self._recorder: RecorderStatus | None = None
         self._before: tuple[int, int] | None = None  # (time ns, executed ticks)
         self._rate = 0.0
 
     def hear(self, message: Message) -> None:
-        """Remember timing and what the pilot has loaded."""
+        """Remember timing, what the pilot has loaded, how the log is doing."""
         if isinstance(message, PolicyInfo):
             self._info = message
+        elif isinstance(message, RecorderStatus):
+            self._recorder = message
         elif isinstance(message, Timing):
             now = (message.stamp_ns, int(message.executed_ticks))
             if self._before and now[0] > self._before[0]:
@@ -80,6 +85,8 @@ class View:
             f"command {_age(status.command_age_ms)}"
         )))  # fmt: skip
         rows += self._timing_rows(status)
+        if self.run.log.enabled:
+            rows.append(("log", self._log()))
         if truth is not None:
             held = "let go" if truth.released else f"carries {truth.support_force:.0f} N"
             rows.append(("gantry", Text(held)))
@@ -95,6 +102,15 @@ class View:
         if self._info is None:
             return f"{self.run.policy.name}: no word from the pilot"
         return f"{self._info.name} on {self._info.provider}"
+
+    def _log(self) -> Text:
+        told = self._recorder
+        if told is None:
+            return Text("no word from the recorder", "yellow")
+        text = f"{told.bytes_written / 1e6:.1f} MB in {Path(told.path).name}"
+        if not told.lost and not told.warning:
+            return Text(text)
+        return Text(f"{told.lost} messages lost; {told.warning or text}", "bold red")
 
     def _timing_rows(self, status: Status) -> list[tuple[str, Text]]:
         timing = self._timing

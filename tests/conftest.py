@@ -56,9 +56,9 @@ def make_policy(folder: Path, name: str, weights: np.ndarray) -> Path:
     }
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=json.dumps(value))
-    (folder / f"{name}-theirs.onnx").write_bytes(model.SerializeToString())
+    (folder / "theirs.onnx").write_bytes(model.SerializeToString())
     out = folder / f"{name}.onnx"
-    write_policy(out, *import_policy(folder / f"{name}-theirs.onnx", robot, name))
+    write_policy(out, *import_policy(folder / "theirs.onnx", robot, name))
     return out
 
 
@@ -78,11 +78,17 @@ def public_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     return get
 
 
+@pytest.fixture(autouse=True)
+def log_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Logs of runs that a test starts lie in a folder of this test alone."""
+    monkeypatch.setenv("PLEXUS_LOG_DIR", str(tmp_path / "logs"))
+    return tmp_path / "logs"
+
+
 @pytest.fixture
 def runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A runtime directory, and a folder for logs, of this test alone."""
+    """A runtime directory of this test alone."""
     folder = tmp_path / "rt"
-    monkeypatch.setenv("PLEXUS_LOG_DIR", str(tmp_path / "logs"))
     monkeypatch.setenv("PLEXUS_RUNTIME_DIR", str(folder))
     return folder
 

@@ -73,6 +73,18 @@ MISTAKES: dict[str, str] = {
     "echo nothing": "topic 'nothing' is unknown; available: " + ", ".join(t.name for t in TOPICS),
     "echo low_state": "no run is going on here; start one with `plexus run sim`",
     "echo low_state --count -1": "--count: got -1, expected more than 0",
+    # Which log, and what of it.
+    "log list nosuch": "nosuch: no such folder; expected one that holds logs",
+    "log info typo.yaml": "typo.yaml: got no readable record; expected a log in MCAP",
+    "log cat walked status --limit 0": "--limit: got 0, expected more than 0",
+    "log plot walked low_state.joint_pos --out p.txt": "p.txt: expected a file name that ends in .png",
+    "log plot walked status.mode --between 3 1": "walked: got no message of status.mode in the time asked for; the log is 8.990 s long",
+    "log plot walked low_state.noise": "field 'low_state.noise': topic low_state has no numbers of name 'noise'; available: schema_hash, robot_id, instance, seq, stamp_ns, robot_time_ns, tick, joint_pos, joint_vel, joint_effort, imu_quat_wxyz, imu_gyro, imu_accel",
+    "log export walked walked --to csv --out x": "--to csv: got 2 logs, expected one",
+    "log export walked --to lerobot --out walked": "walked: is there already; expected a new or an empty folder",
+    "replay walked --policy none.onnx": "none.onnx: no such file; available there: other.onnx, standing.onnx, theirs.onnx",
+    "replay walked --json none/out.json": "none/out.json: the folder {here}/none does not exist",
+    "replay walked --accept walked": "walked: exists already; a reference is never overwritten",
 }  # fmt: skip
 
 # The parser's own mistakes: its box names what was got and what there is.
@@ -88,7 +100,11 @@ PARSED: dict[str, tuple[str, ...]] = {
     "echo": ("STR",),
 }
 
-HELP = ("", "run", "nodes", "topics", "echo", "bench", "policy", "policy import", "policy show", "policy check")  # fmt: skip
+HELP = (
+    "", "run", "nodes", "topics", "echo", "bench", "policy", "policy import", "policy show",
+    "policy check", "log", "log list", "log info", "log recover", "log cat", "log plot",
+    "log export", "replay",
+)  # fmt: skip
 
 # Of these also a real process: exit code and streams as the shell has them.
 SPAWNED = ("run typo.yaml", "run lacking.yaml", "policy show none.onnx", "echo low_state", "walk")
@@ -99,6 +115,7 @@ def here(tmp_path_factory: pytest.TempPathFactory, standing_policy: Path) -> Pat
     """A folder with good and bad files."""
     here = tmp_path_factory.mktemp("here")
     (here / "folder.yaml").mkdir()
+    shutil.copytree(ROOT / "tests" / "data" / "logs" / "walk", here / "walked")
     run = "robot: g1\ndriver: sim\n"
     (here / "typo.yaml").write_text(run + "sim: {noise: {\n  joint_pso: 1}}\n")
     (here / "units.yaml").write_text(run + "sim: {actuator_delay_ms: 2 ms}\n")
@@ -205,12 +222,27 @@ def test_help_tells_every_option_in_words(say: Callable[[str], Said], name: str)
     if name == "run":
         assert shown == {
             "--policy", "--seconds", "--headless", "--command", "--json", "--video", "--seed",
-            "--collisions", "--lockstep", "--filter", "--provider", "--timing-factor",
+            "--collisions", "--lockstep", "--filter", "--provider", "--timing-factor", "--log",
         }  # fmt: skip
     elif name == "":
         assert all(
             re.search(rf"\W {each} +[A-Z]", got.out) for each in HELP if each and " " not in each
         )
+
+
+def test_a_log_is_shown_printed_and_run_again(say: Callable[[str], Said]):
+    told = json.loads(say("log info walked --json").out)
+    assert [row["mode"] for row in told["modes"]][-1] == "POLICY" and told["state"] == "finished"
+    rows = [
+        json.loads(x)
+        for x in say("log cat walked status --fields mode --limit 2").out.split("\n")
+        if x
+    ]
+    assert [row["mode"] for row in rows] == ["PASSIVE", "PASSIVE"]
+    got = say("replay walked")
+    assert (got.code, got.out.splitlines()[-1]) == (0, "R1: same")
+    got = say("log recover walked")
+    assert (got.code, got.out) == (0, "nothing to do\n")
 
 
 def test_topics_as_people_and_programs_read_them(say: Callable[[str], Said]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,7 +106,7 @@ COMMANDS = sorted(set(re.findall(r"^\| `plexus ([^`]+)` \|", README, re.M)))
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_shown_exists(command: str):
     words = command.split()
-    sub = words[: 2 if words[0] == "policy" else 1]
+    sub = words[: 2 if words[0] in ("policy", "log") else 1]
     shown = subprocess.run(
         [sys.executable, "-m", "robot.cli", *sub, "--help"],
         capture_output=True, text=True, cwd=ROOT, check=False,
@@ -117,14 +118,16 @@ def test_every_option_shown_exists(command: str):
 
 @pytest.mark.parametrize(
     "command",
-    [c for c in COMMANDS if c.split()[0] in ("run", "nodes", "topics", "policy")],
+    [c for c in COMMANDS if c.split()[0] in ("run", "nodes", "topics", "policy", "log", "replay")],
 )
-def test_every_command_shown_runs(command: str, tmp_path, runtime_dir, standing_policy):
+def test_every_command_shown_runs(command: str, tmp_path, runtime_dir, log_dir, standing_policy):
     """Short forms: a few seconds, no window; files in a folder of the test."""
+    log = log_dir / "20261124T033000Z-sim-1a2b"
+    shutil.copytree(ROOT / "tests" / "data" / "logs" / "walk", log)
     command = command.replace("--seconds 60", "").replace("--seconds 20", "")
     words = command.split()
     file = standing_policy.with_name("theirs.onnx") if words[1:2] == ["import"] else standing_policy
-    words = [str(file) if word == "FILE" else word for word in words]
+    words = [{"FILE": str(file), "LOG": str(log)}.get(word, word) for word in words]
     if words[0] == "run":
         words += ["--seconds", "2"] + (["--headless"] if "--headless" not in words else [])
     done = subprocess.run(

@@ -75,7 +75,9 @@ def test_the_summary_counts_and_indexes():
 
 def test_one_channel_and_a_stretch_of_time_are_found_by_the_index():
     reader = make_reader(io.BytesIO(written(MESSAGES)))
-    found = [m.log_time for _, _, m in reader.iter_messages("/a", starting_at=901, ending_before=5_000)]
+    found = [
+        m.log_time for _, _, m in reader.iter_messages("/a", starting_at=901, ending_before=5_000)
+    ]
     assert found == [1_000]
 
 

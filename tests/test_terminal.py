@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from robot.messages import Mode, PolicyInfo, Status, Timing, Truth
+from robot.messages import Mode, PolicyInfo, RecorderStatus, Status, Timing, Truth
 from robot.model import load_robot
 from robot.modes import BIT, FAULT, NO_CAUSE
 from robot.runs import RunConfig
@@ -160,3 +160,14 @@ def test_it_fits_into_100_columns():
     screen = Screen()
     screen.view.hear(timing(1.0, 50))
     assert max(len(line) for line in screen.text().splitlines()) <= 100
+
+
+def test_the_log_is_shown_and_its_warning_in_red():
+    screen = Screen()
+    assert "no word from the recorder" in screen.row("log")
+    told: RecorderStatus = CODECS["recorder"].new()
+    told.bytes_written, told.path = 12_300_000, "/logs/20261124T033000Z-sim-1a2b"
+    screen.view.hear(told)
+    assert "12.3 MB in 20261124T033000Z-sim-1a2b" in screen.row("log")
+    told.lost, told.warning = 7, "3 MB left on the disk; recording pauses"
+    assert "7 messages lost; 3 MB left on the disk; recording pauses" in screen.row("log")
