@@ -212,7 +212,8 @@ def build_spec(robot: Robot, collisions: Collisions = "full") -> mujoco.MjSpec:
 
     Args:
         robot: gives the MJCF.
-        collisions: "feet" lets nothing but feet and floor touch; the file is the same.
+        collisions: "feet" lets nothing but the floor and the feet's outer geoms touch, which is
+            faster; the file is the same.
     """
     spec = mujoco.MjSpec.from_file(str(robot.mjcf))
     if collisions == "feet":

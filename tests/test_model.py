@@ -322,7 +322,7 @@ def test_damp_is_stable_even_when_it_acts_one_tick_late(g1: Robot, model: mujoco
 # Collisions.
 
 
-def test_feet_variant_lets_only_feet_and_floor_touch(g1: Robot) -> None:
+def test_feet_variant_lets_only_outer_feet_and_floor_touch(g1: Robot) -> None:
     model = compile_model(g1, "feet")
     floor = model.geom("floor").id
     touching = [
@@ -332,7 +332,25 @@ def test_feet_variant_lets_only_feet_and_floor_touch(g1: Robot) -> None:
         if model.geom_contype[i] & model.geom_conaffinity[j]
         or model.geom_contype[j] & model.geom_conaffinity[i]
     ]
-    assert sorted(map(sorted, touching)) == sorted(sorted({floor, foot}) for foot in feet(model))
+    outer = [i for i in feet(model) if model.geom(i).name[-11] in "1267"]
+    assert sorted(map(sorted, touching)) == sorted(sorted({floor, foot}) for foot in outer)
+
+
+def test_without_the_inner_geoms_a_sole_is_hardly_smaller(g1: Robot) -> None:
+    """Support of a foot on a flat floor: corners of contact, in all directions."""
+    reach = {}
+    for collisions in ("full", "feet"):
+        model = compile_model(g1, collisions)
+        data = mujoco.MjData(model)
+        mujoco.mj_forward(model, data)
+        data.qpos[2] -= lowest_of_feet(model, data) + 0.001
+        mujoco.mj_forward(model, data)
+        left = [c.pos[:2] for c in data.contact if c.pos[1] > 0.05]
+        angles = np.linspace(0, 2 * np.pi, 36)
+        away = np.stack([np.cos(angles), np.sin(angles)])
+        reach[collisions] = (np.array(left) @ away).max(0)
+    lacking = reach["full"] - reach["feet"]
+    assert lacking.min() > -1e-9 and lacking.max() < 0.011
 
 
 def test_full_variant_stops_a_hand_in_the_thigh_and_the_feet_variant_does_not(g1: Robot) -> None:
