@@ -652,19 +652,20 @@ class Control:
         status.reason = answer.reason or self._reason
 
     def _fill_status(self, now_ns: int) -> None:
-        status, authority = self.status, self.authority
-        status.now_ns, status.tick = now_ns, self.tick
-        status.faults, status.cause = self._faults, self.machine.cause
-        status.mode = self.machine.mode
-        status.policy_id, status.episode = self.info.policy_id, self._episode
-        status.lease, status.source = authority.holder, authority.source
-        status.blocked = self._gate_state.bucket.total + self._gate_target.bucket.total
-        status.state_age_ms = (now_ns - (self._state_ns or now_ns)) * 1e-6
+        status, authority, machine = self.status, self.authority, self.machine
         age = self._target_age_ns(now_ns)
-        status.target_age_ms = age * 1e-6 if age < 1 << 50 else -1.0
-        age = authority.command_age_ns(now_ns)
-        status.command_age_ms = age * 1e-6 if age >= 0 else -1.0
-        status.clipped_share = self._clipped_share
+        command_age = authority.command_age_ns(now_ns)
+        # In the order of Status' scalars; an answer stays until the next one.
+        status.set_scalars(
+            now_ns, self.tick, self._faults, self.info.policy_id, self._episode, authority.holder,
+            status.answer_instance, status.answer_seq, status.drops,
+            self._gate_state.bucket.total + self._gate_target.bucket.total,
+            (now_ns - (self._state_ns or now_ns)) * 1e-6,
+            age * 1e-6 if age < 1 << 50 else -1.0,
+            command_age * 1e-6 if command_age >= 0 else -1.0,
+            self._clipped_share, machine.mode, machine.cause, authority.source,
+            status.answer_ask, status.answer_ok,
+        )  # fmt: skip
         status.velocity[:] = self.policy_input.velocity
         status.reason = self._reason
 
