@@ -88,17 +88,19 @@ def closed_loop(
     seconds: float = 10.0,
     robot: Path | None = None,
     repeats: int = REPEATS,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Level R4: how does it end in simulation?
 
     Args:
         log: of a run with a policy.
-        folder: gets a log of each run; scratch for what the log has attached.
+        folder: scratch, for what the log has attached and for logs of the runs.
         from_s: s since the start of the log; None: where a policy first moves the robot.
         policy: another policy file than the log's.
         seconds: to run, at most as long as the log goes on.
         robot: another robot.yaml than the log's; control and physics use it.
         repeats: runs, each with its own sensor noise and, after the first, its own start.
+        keep: a folder in which the logs of the runs stay, to be looked at.
 
     Returns:
         Outcome of the log from that moment on and of each run (fell or not, velocity, tracking,
@@ -126,7 +128,9 @@ def closed_loop(
         raise UserError(f"{log.path}: ends less than 0.1 s after {begin_s:.2f} s")
     chosen = run.model_copy(update={"policy": policy or run.policy})
     results = [
-        _run_once(motion, chosen, used, row, seconds, repeat, policy is None, folder)
+        _run_once(
+            motion, chosen, used, row, seconds, repeat, policy is None, keep or folder / "again"
+        )
         for repeat in range(repeats)
     ]
     codecs = make_codecs(own)
@@ -138,7 +142,8 @@ def closed_loop(
         "policy": str(policy) if policy else "the log's own",
         "logged": logged, "simulated": results,
     }  # fmt: skip
-    result["notes"] = [*_notes(result), *motion.notes, *log.damage]
+    kept = [f"logs of the runs: {keep}"] if keep else []
+    result["notes"] = [*_notes(result), *kept, *motion.notes, *log.damage]
     return result
 
 
@@ -156,7 +161,7 @@ def _run_once(
     log, codecs = motion.log, make_codecs(robot)
     now_ns = int(motion.states["stamp_ns"][row])
     name = f"{run.name or 'run'}-again-{repeat}"
-    settings = run.log.model_copy(update={"folder": folder / "resimulated"})
+    settings = run.log.model_copy(update={"folder": folder})
     run = run.model_copy(update={"seed": run.seed + 1 + repeat, "name": name, "log": settings})
     driver = LoggedRobot(motion, robot, run, run.seed)
     rng = np.random.default_rng(repeat) if repeat else None
@@ -169,7 +174,7 @@ def _run_once(
     lockstep = Resumed(run, pilot, driver, control, now_ns, operators(log, codecs, now_ns), options)
     lockstep.run_for(seconds)
     writer.close("done")
-    return outcome(Log(writer.folder), codecs) | {"log": str(writer.folder), "notes": notes}
+    return outcome(Log(writer.folder), codecs) | {"notes": notes}
 
 
 def control_before(
