@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -481,15 +482,23 @@ def spread(us: NDArray[np.float64]) -> dict[str, float]:
     return {k: round(float(np.percentile(us, q)), 1) for k, q in points.items()} if len(us) else {}
 
 
-def _skips(pairs: list[Pair]) -> dict[str, int]:
-    """Executed ticks and skipped periods of both sides, of which 0 floor / ours is the ideal."""
+def _skips(pairs: list[Pair]) -> dict[str, Any]:
+    """Executed ticks and skipped periods of both sides, and how their shares differ (95 %)."""
     floor, ours = zip(*pairs, strict=True) if pairs else ((), ())
-    return {
+    counts = {
         "floor_ticks": sum(len(s.us) for s in floor),
         "floor_skipped": sum(s.skipped for s in floor),
         "ours_ticks": sum(len(s.us) for s in ours),
         "ours_skipped": sum(s.skipped for s in ours),
     }
+    shares = np.array([[s.skipped / max(1, len(s.us) + s.skipped) for s in p] for p in pairs])
+    if len(shares) < 2:
+        return counts
+    more = shares[:, 1] - shares[:, 0]
+    rng = np.random.default_rng(0)
+    means = more[rng.integers(len(more), size=(BOOTSTRAPS, len(more)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return counts | {"more_skipped_ci": (round(float(low), 4), round(float(high), 4))}
 
 
 class Machine:
@@ -527,11 +536,16 @@ def _print(rows: list[Row], machine: str) -> None:
             print(
                 f"{row.name}: skipped {row.extra['ours_skipped']} periods in "
                 f"{row.extra['ours_ticks']} ticks, the bare loop {row.extra['floor_skipped']} in "
-                f"{row.extra['floor_ticks']}"
+                f"{row.extra['floor_ticks']}{_more_skipped(row)}"
             )
         if told := row.extra.get("after_warm_up"):
             print(f"control after warm-up: {', '.join(f'{k} {v}' for k, v in told.items())}")
     print(f"machine: {machine}")
+
+
+def _more_skipped(row: Row) -> str:
+    low, high = row.extra.get("more_skipped_ci", (math.nan, math.nan))
+    return "" if math.isnan(low) else f"; share of ours more by {low:+.2%} to {high:+.2%} (95 %)"
 
 
 # --- the policy ---------------------------------------------------------------------------------

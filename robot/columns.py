@@ -149,7 +149,8 @@ class Columns:
         if len(self.out) - self.filled < count:
             # A whole log's room is asked for by segments: double, so that little is copied.
             grown = np.empty(max(self.filled + count, 2 * self.filled), self.dtype)
-            grown[: self.filled] = self.out[: self.filled]
+            raw = np.dtype(f"V{self.dtype.itemsize}")  # as bytes: fields leave counts out
+            grown.view(raw)[: self.filled] = self.out.view(raw)[: self.filled]
             self.out = grown
 
     def take(self, data: memoryview, offsets: NDArray[np.int64]) -> int:

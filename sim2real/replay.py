@@ -240,7 +240,10 @@ class Comparer:
                 element = self._element(i, len(a)) if got[name].ndim else ""
                 self._differ(step, time_s, name, _plain(b[i]), _plain(a[i]), element)
                 return
-        self.result.rounded += 1
+        if self.tolerance:
+            self.result.rounded += 1
+        else:
+            self._differ(step, time_s, "", "other bytes between its fields", "these")
 
     def _beyond(self, got: NDArray[Any], logged: NDArray[Any]) -> NDArray[np.bool_]:
         if self.tolerance and got.dtype.kind == "f":

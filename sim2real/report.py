@@ -1,4 +1,4 @@
-"""Writes what the replay levels found about a log as JSON and as one page that needs nothing else."""
+"""Writes what the replay levels found about a log: JSON, and one page that needs nothing else."""
 
 from __future__ import annotations
 
@@ -126,9 +126,9 @@ def _section(level: str, result: dict[str, Any]) -> str:
     question, meaning, limits = LEVELS[level]
     notes = "".join(f"<li>{_text(note)}</li>" for note in result["notes"])
     figures = "".join(
-        f'<figure><img alt="{_text(caption)}" src="data:image/png;base64,'
+        f'<figure><img alt="plot {number} of {level}" src="data:image/png;base64,'
         f'{base64.b64encode(png).decode()}"><figcaption>{_text(caption)}</figcaption></figure>'
-        for png, caption in plots(level, result)
+        for number, (png, caption) in enumerate(plots(level, result), 1)
     )
     tables = "".join(_table(head, rows, numbers=True) for head, rows in _tables(level, result))
     return (
@@ -149,13 +149,15 @@ def _tables(level: str, result: dict[str, Any]) -> Iterator[tuple[list[str], lis
                 f"{one[f'{h:g}']['ratio_all']:.2f}",
             ]
             for mode, one in result["modes"].items()
+            if mode != "all" or len(result["modes"]) > 2
             for h in result["horizons_s"]
         ]  # fmt: skip
     elif level == "R4":
         runs = {"log": result["logged"]} | {
             f"run {i}": run for i, run in enumerate(result["simulated"], 1)
         }
-        yield ["", "falls", "velocity, m/s, m/s, rad/s", "commanded", "tracking, rad", "power, W"], [
+        head = ["", "falls", "velocity, m/s, m/s, rad/s", "commanded", "tracking, rad", "power, W"]
+        yield head, [
             [
                 name, "yes" if run["fell"] else "no", _triple(run["mean_velocity_b"]),
                 _triple(run["commanded_velocity_b"]), f"{run['joint_tracking_rms_rad']:.3f}",

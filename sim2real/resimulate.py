@@ -54,9 +54,10 @@ class LoggedRobot(SimDriver):
         self.gantry.released = True
         self._time_ns = int(self.motion.robot_ns[row])
         self._applied, self._derated = b"", True
-        for age in range(1, self.delay_ticks + 1):
+        for age, slot in enumerate(self._delayed, 1):
             self.motion.fill(self._cmd, max(0, row - age))
-            self._delayed[age - 1][:] = self._block_of(self._cmd)
+            slot[:] = self._block_of(self._cmd)
+        self._drive(self._delayed[-1])  # what acts now, so that torques are reported as they were
         mujoco.mj_forward(self.model, self.data)
 
     def follow(self, row: int, ticks: Sequence[int]) -> Iterator[NDArray[np.float64]]:
@@ -247,9 +248,6 @@ def rms(values: NDArray[np.float64], axis: int | tuple[int, ...] | None = None) 
 
 
 def _predict_notes(result: dict[str, Any]) -> Iterator[str]:
-    yield f"{result['starts']} predictions; base from {result['base']}"
-    for why, count in result["left_out"].items():
-        yield f"{count} states left out: {why}"
     every = result["modes"]["all"]
     for horizon in result["horizons_s"]:
         row = every[f"{horizon:g}"]
@@ -261,3 +259,6 @@ def _predict_notes(result: dict[str, Any]) -> Iterator[str]:
     worst = np.argsort(middle["ratio"])[::-1][:3]
     names = (f"{result['joint_names'][j]} {middle['ratio'][j]:.2f} x" for j in worst)
     yield "furthest above their floor: " + ", ".join(names)
+    yield f"{result['starts']} predictions; base from {result['base']}"
+    for why, count in result["left_out"].items():
+        yield f"{count} states left out: {why}"

@@ -204,6 +204,8 @@ def test_messages_come_in_the_order_of_receipt(
 def test_a_message_is_the_bytes_that_travelled(log: Log) -> None:
     payloads = [payload for _, _, payload in log.messages("status")]
     codec = CODECS["status"]
+    # Counts and padding included, also where one file's messages follow another's.
+    assert log["status"].tobytes() == b"".join(bytes(payload[4:]) for payload in payloads)
     assert all(codec.refusal(payload, len(payload)) == "" for payload in payloads)
     body = np.frombuffer(payloads[4][4:], codec.dtype)[0]
     assert body == log["status"][4]

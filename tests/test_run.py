@@ -1,7 +1,9 @@
 """The whole runtime in its processes: order and final state are asserted, times are printed."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zmq
 
 from robot.bus import Publisher, Subscriber
+from robot.log import Log, recover
 from robot.messages import Ask, Mode, Request, Status
 from robot.model import load_robot
 from robot.nodes import NODES
@@ -274,3 +278,72 @@ def test_a_minute_of_walking(
     got = json.loads(report.read_text())
     assert got["fell"] is False and got["modes"][-1][1] == "POLICY", got
     assert got["mean_velocity_b"][0] == pytest.approx(measured, abs=0.06)
+
+
+# --- logs of runs that end badly ------------------------------------------------------------------
+
+
+def kill_and_recover(launch, runtime_dir: Path, log_dir: Path, after_s: float) -> tuple[float, Log]:
+    """Kill all processes of a run at once; ms of commands that its log lacks, and the log."""
+    run = launch("run", "loopback", "--headless")
+    path = eventually(lambda: next(iter(log_dir.glob("*/000.mcap.partial")), None)).parent
+    eventually(lambda: len(nodes_state()) == 4)
+    time.sleep(after_s)
+    pids = processes_of(runtime_dir)
+    killed_ns = time.monotonic_ns()
+    for pid in (run.process.pid, *pids):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    run.wait()
+    eventually(lambda: not processes_of(runtime_dir))
+    done = recover(path)
+    assert not Log(path).damage and not done.kept
+    log = Log(path)
+    assert log.recovered and not any(log.lost.values())
+    lost_ms = (killed_ns - int(log["low_cmd"]["stamp_ns"][-1])) * 1e-6
+    shutil.rmtree(path)
+    return lost_ms, log
+
+
+def test_a_killed_run_has_its_log(launch, runtime_dir, log_dir, capsys):
+    lost_ms, _ = kill_and_recover(launch, runtime_dir, log_dir, 1.3)
+    with capsys.disabled():
+        print(f"\nkill -9 of a whole run: {lost_ms:.0f} ms of commands not in the log")
+    assert lost_ms < 1000.0
+
+
+@pytest.mark.acceptance
+def test_killed_at_twenty_moments_a_run_has_its_log(launch, runtime_dir, log_dir, capsys):
+    rng = np.random.default_rng(3)
+    lost = [
+        kill_and_recover(launch, runtime_dir, log_dir, rng.uniform(0.5, 3.0))[0] for _ in range(20)
+    ]
+    with capsys.disabled():
+        print(f"\nkill -9 of a whole run, 20 times: {sorted(map(round, lost))} ms not in the log")
+    assert max(lost) <= 150.0
+
+
+def test_a_full_disk_costs_control_nothing_and_closes_the_log(launch, watch, tmp_path, monkeypatch):
+    """On a real small disk; where none can be mounted, it is skipped."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "none", disk]).returncode:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        monkeypatch.setenv("PLEXUS_LOG_DIR", str(disk))
+        report = tmp_path / "out.json"
+        run = launch("run", "loopback", "--headless", "--seconds", "9", "--json", str(report))
+        watch.until(Mode.STAND)
+        time.sleep(0.5)
+        (disk / "other").write_bytes(bytes(12_000_000))  # somebody else fills it
+        assert run.wait() == 0
+        assert "log paused: " in run.err and "MB free on its disk" in run.err, run.err
+        log = Log(next(disk.glob("2*")))
+        assert not log.damage and log.end["reason"] and int(log.end["lost"]) > 100
+        ended = log["low_cmd"]["stamp_ns"][-1] - log["low_cmd"]["stamp_ns"][0]
+        assert 1e9 < ended < 8.5e9
+        got = json.loads(report.read_text())
+        assert got["modes"][-1][1] == "STAND" and got["drops"] == 0
+        assert got["control"]["executed_ticks"] > 7.5 * 400
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)

@@ -1,0 +1,373 @@
+"""A training recipe: one strict YAML file, held against the tables of terms and the robot.
+
+Every mistake is one sentence with its line, before anything starts.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from policies.rewards import CRITIC, CURRICULUM, LEVELS, REWARDS, TERMINATIONS
+from policies.terms import OBSERVATIONS
+from policies.world import RANDOMISATION
+from robot.config import CONFIGS, REPOSITORY, Strict, UserError, check, listing, parse_yaml, read_text
+from robot.model import Robot, load_robot
+
+RECIPES = CONFIGS / "recipes"
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"got {list(pair)}, expected the lowest, then the highest")
+    return pair
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
+
+
+class Feet(Strict):
+    """Soles of the training model: spheres in the frame of each foot's body."""
+
+    left: str
+    """A site of the MJCF on the left foot's body."""
+    right: str
+    radius: Positive
+    """m."""
+    points: Annotated[list[tuple[float, float, float]], Field(min_length=3)]
+    """m, the same for both feet, symmetric in y."""
+
+
+class Rough(Strict):
+    """Ground that changes under a foot while it swings."""
+
+    share: Share
+    """of the environments."""
+    height: NotNegative
+    """m, up and down."""
+    slope: NotNegative
+    """rad."""
+
+
+class SimRecipe(Strict):
+    """The training physics; not what the evaluator uses."""
+
+    physics_dt: Positive
+    """s."""
+    decimation: Count
+    """physics steps per policy step."""
+    iterations: Count
+    """of the PGS solver."""
+    feet: Feet
+    rough: Rough
+
+
+class CommandRecipe(Strict):
+    """What is asked of the policy."""
+
+    vx: Range
+    """m/s."""
+    vy: Range
+    """m/s."""
+    yaw_rate: Range
+    """rad/s."""
+    base_height: Range
+    """m."""
+    nominal_height: Positive
+    """m, most of the time."""
+    height_share: Share
+    """of commands that ask for another height."""
+    standing_share: Share
+    """of commands that ask to stand."""
+    axis_share: Share
+    """of commands along one of vx, vy, yaw_rate alone."""
+    stand_below: Positive
+    """norm of (vx, vy, yaw rate) that means standing."""
+    resample: PositiveRange
+    """s between commands."""
+
+    @model_validator(mode="after")
+    def _has_nominal(self) -> CommandRecipe:
+        low, high = self.base_height
+        if not low <= self.nominal_height <= high:
+            raise ValueError(f"nominal_height {self.nominal_height}, expected within base_height")
+        return self
+
+
+class ArmsRecipe(Strict):
+    """What the arms are told; the shares of the three ways sum to 1."""
+
+    held: Share
+    swinging: Share
+    random: Share
+    amplitude: NotNegative
+    """rad around the default pose, held and random."""
+    swing: dict[str, float]
+    """rad by joint pattern, swung with frequency."""
+    frequency: PositiveRange
+    """Hz."""
+    move_time: PositiveRange
+    """s from one random pose to the next."""
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> ArmsRecipe:
+        total = self.held + self.swinging + self.random
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"held, swinging and random sum to {total:g}, expected 1")
+        return self
+
+
+class ClockRecipe(Strict):
+    """The gait clock."""
+
+    period: Positive
+    """s."""
+    swing_share: Annotated[float, Field(gt=0, le=0.5)]
+    """of the period that a foot is in the air."""
+
+
+class Gains(Strict):
+    """Stiffness and damping from each motor's reflected inertia, robot.model.motor_gains."""
+
+    natural_frequency_hz: Positive
+    damping_ratio: Positive
+
+
+class ActionRecipe(Strict):
+    """target = pose and commanded arms + squat + step + scale * effort / stiffness * action."""
+
+    gains: Gains
+    scale: Positive
+    arm_share: Positive
+    """of the scale, for arm joints."""
+    clip: Positive
+    swing: dict[str, float]
+    """rad by joint of the left leg at the top of its swing; the right leg is its mirror image."""
+    squat: dict[str, float]
+    """rad per m of commanded height above the nominal one, by joint pattern."""
+
+
+class TermRow(Strict):
+    """One observation term."""
+
+    name: str
+    scale: float = 1.0
+    noise: NotNegative = 0.0
+    """in the term's own unit, uniform to both sides."""
+    history: Annotated[int, Field(ge=1, le=32)] = 1
+    """frames."""
+
+
+class CriticRow(Strict):
+    """One term of the critic's observation: noise free, and beyond what the robot measures."""
+
+    name: str
+    scale: float = 1.0
+
+
+class RewardRow(Strict):
+    """One reward per second."""
+
+    weight: float
+    params: dict[str, Any] = {}
+
+
+class Ppo(Strict):
+    """Settings of the learner."""
+
+    num_steps_per_env: Count = 24
+    num_learning_epochs: Count = 3
+    num_mini_batches: Count = 4
+    clip_param: Positive = 0.2
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    lam: Share = 0.95
+    entropy_coef: NotNegative = 0.002
+    value_loss_coef: NotNegative = 1.0
+    max_grad_norm: Positive = 1.0
+    learning_rate: Positive = 1.0e-3
+    learning_rate_range: PositiveRange = (1.0e-4, 1.0e-2)
+    schedule: Literal["adaptive", "fixed"] = "adaptive"
+    desired_kl: Positive = 0.01
+    init_std: Positive = 0.5
+    actor_hidden: Annotated[list[Count], Field(min_length=1)] = [256, 128, 128]
+    critic_hidden: Annotated[list[Count], Field(min_length=1)] = [256, 128, 128]
+    activation: Literal["elu", "relu", "tanh", "silu"] = "elu"
+    normalise: bool = True
+    symmetry: Literal["equivariant", "augmentation", "none"] = "equivariant"
+
+
+class Params(Strict):
+    """One term with its parameters."""
+
+    params: dict[str, Any] = {}
+
+
+class LevelRow(Strict):
+    """How one level grows."""
+
+    term: str
+    params: dict[str, Any] = {}
+
+
+class Recipe(Strict):
+    """A whole training run."""
+
+    name: str
+    robot: str
+    seed: Annotated[int, Field(ge=0)]
+    num_envs: Count
+    total_steps: Count
+    """policy steps of all environments together."""
+    episode_s: Positive
+    sim: SimRecipe
+    commands: CommandRecipe
+    arms: ArmsRecipe
+    clock: ClockRecipe
+    action: ActionRecipe
+    observation: Annotated[list[TermRow], Field(min_length=1)]
+    critic: Annotated[list[CriticRow], Field(min_length=1)]
+    rewards: dict[str, RewardRow]
+    clip_rewards: bool
+    """their sum is never below 0."""
+    fall: NotNegative
+    """taken off when an episode ends by falling."""
+    terminations: dict[str, dict[str, Any]]
+    randomisation: dict[str, dict[str, Any]]
+    curriculum: dict[str, LevelRow]
+    ppo: Ppo = Ppo()
+
+    @property
+    def step_dt(self) -> float:
+        """s of one policy step."""
+        return self.sim.physics_dt * self.sim.decimation
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read and check a recipe: "walk" of configs/recipes, or a path.
+
+    Raises:
+        UserError: the first mistake, with its line.
+    """
+    path = Path(name_or_path)
+    if not path.suffix:
+        known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        if path.name not in known:
+            raise UserError(f"recipe {str(path)!r} is unknown; available: {listing(known)}")
+        path = RECIPES / f"{path.name}.yaml"
+    shown = path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
+    data, lines = parse_yaml(read_text(path), shown)
+    recipe = check(data, Recipe, where=str(shown), lines=lines)
+    robot = _robot(recipe, shown, lines)
+    for key, mistake in mistakes(recipe, robot):
+        line = next(lines[key[:n]] for n in range(len(key), -1, -1) if key[:n] in lines)
+        raise UserError(f"{shown}:{line}: {mistake}")
+    return recipe
+
+
+def _robot(recipe: Recipe, shown: Path, lines: dict[tuple, int]) -> Robot:
+    try:
+        return load_robot(recipe.robot)
+    except UserError as error:
+        raise UserError(f"{shown}:{lines.get(('robot',), 1)}: robot: {error}") from None
+
+
+Mistake = tuple[tuple, str]  # key path in the recipe, sentence
+
+
+def mistakes(recipe: Recipe, robot: Robot) -> Iterator[Mistake]:
+    """Every mistake between the recipe, the tables of terms and the robot."""
+    names = [row.name for row in recipe.observation]
+    for at, row in enumerate(recipe.observation):
+        yield from _unknown(("observation", at, "name"), row.name, OBSERVATIONS)
+        if row.name in names[:at]:
+            yield ("observation", at, "name"), f'observation: "{row.name}" is given twice'
+    for at, critic in enumerate(recipe.critic):
+        yield from _unknown(("critic", at, "name"), critic.name, {**OBSERVATIONS, **CRITIC})
+    rewards = {name: row.params for name, row in recipe.rewards.items()}
+    levels = {name: {row.term: row.params} for name, row in recipe.curriculum.items()}
+    for name, terms in levels.items():
+        yield from _unknown(("curriculum", name), name, LEVELS)
+        yield from _terms(("curriculum", name), terms, CURRICULUM, robot, inner="params")
+    yield from _terms(("rewards",), rewards, REWARDS, robot)
+    yield from _terms(("terminations",), recipe.terminations, TERMINATIONS, robot)
+    yield from _terms(("randomisation",), recipe.randomisation, RANDOMISATION, robot)
+    for key in ("swing", "squat"):
+        yield from _joints(("action", key), getattr(recipe.action, key), robot)
+    yield from _joints(("arms", "swing"), recipe.arms.swing, robot)
+
+
+def _terms(
+    at: tuple, given: Mapping[str, Mapping], table: Mapping[str, Callable], robot: Robot,
+    inner: str = "",
+) -> Iterator[Mistake]:  # fmt: skip
+    for name, params in given.items():
+        key = (*at, inner) if inner else (*at, name)
+        if name not in table:
+            yield from _unknown((*at, "term") if inner else key, name, table)
+            continue
+        known = parameters(table[name])
+        for param, value in params.items():
+            place = (*key, param) if inner else (*key, "params", param)
+            place = place if at[0] != "terminations" else (*key, param)
+            where = ".".join(str(part) for part in (*at, name, param))
+            if param not in known:
+                yield place, f"{where}: unknown key; available: {listing(known)}"
+            elif param == "joints":
+                if not isinstance(value, dict):
+                    yield place, f"{where}: got {value!r}, expected a mapping of joint to number"
+                else:
+                    yield from _joints(place, value, robot)
+            elif not _fits(value, known[param]):
+                yield place, f"{where}: got {value!r}, expected {_kind(known[param])}"
+        for param, default in known.items():
+            if default is inspect.Parameter.empty and param not in params:
+                where = ".".join(str(part) for part in (*at, name, param))
+                yield key, f"{where}: missing; expected a value here"
+
+
+def parameters(function: Callable) -> dict[str, Any]:
+    """Keyword-only parameters of a term and their defaults, annotation where there is none."""
+    found = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in found if p.kind == inspect.Parameter.KEYWORD_ONLY}
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a parameter is a finite number, or as many as the default has."""
+    if isinstance(default, tuple):
+        return (
+            isinstance(value, list)
+            and len(value) == len(default)
+            and all(_fits(x, 0.0) for x in value)
+            and (len(value) != 2 or value[0] <= value[1])
+        )
+    return type(value) in (int, float) and abs(value) < 1e9
+
+
+def _kind(default: Any) -> str:
+    return f"{len(default)} numbers, lowest first" if isinstance(default, tuple) else "a number"
+
+
+def _unknown(key: tuple, name: str, table: Mapping[str, Any]) -> Iterator[Mistake]:
+    if name not in table:
+        yield key, f'{key[0]}: "{name}" is unknown; available: {listing(table, 30)}'
+
+
+def _joints(key: tuple, values: Mapping[str, Any], robot: Robot) -> Iterator[Mistake]:
+    for pattern, value in values.items():
+        where = ".".join(str(part) for part in key)
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in robot.joint_names):
+            have = f"available: {listing(robot.joint_names)}"
+            yield (*key, pattern), f'{where}: {robot.name} has no joint "{pattern}"; {have}'
+        if not _fits(value, 0.0):
+            yield (*key, pattern), f"{where}.{pattern}: got {value!r}, expected a number"
