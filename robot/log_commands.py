@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -129,11 +130,13 @@ class Replay:
     policy: Path | None = None
     """R1, R4, R5: another policy than the log's"""
     robot: Path | None = None
-    """R1: another robot.yaml than the log's"""
+    """R1 to R4: another robot.yaml than the log's"""
     start: Annotated[float | None, tyro.conf.arg(name="from")] = None
     """R3, R4: moment to begin at, in seconds since the log's start"""
     between: tuple[float, float] | None = None
     """R0: from and to, in seconds since the log's start"""
+    seconds: float | None = None
+    """R3, R4: how long, from that moment on"""
     video: Path | None = None
     """R0: write a clip"""
     json: Path | None = None
@@ -258,6 +261,7 @@ def replay(args: Replay) -> int:
     """`plexus replay`; exit code 1 if the log and today's code differ."""
     from robot.log import Log
 
+    check_positive(seconds=args.seconds)
     check_writable(args.json, args.video)
     opened = Log(find_log(args.log))
     with tempfile.TemporaryDirectory(prefix="plexus-") as folder:
@@ -274,8 +278,18 @@ def replay(args: Replay) -> int:
     return 0 if result["verdict"] in ("same", "done") else 1
 
 
-def replay_stages(args: Replay, opened: Any, folder: Path) -> dict[str, Any]:
-    """R1."""
+Level = Callable[[Replay, Any, Path], dict[str, Any]]  # options, log, scratch folder -> result
+
+
+def level_0(args: Replay, opened: Any, folder: Path) -> dict[str, Any]:
+    """Look."""
+    from sim2real.look import look
+
+    return look(opened, folder, args.between, args.video)
+
+
+def level_1(args: Replay, opened: Any, folder: Path) -> dict[str, Any]:
+    """Stages again."""
     from sim2real.reference import accept
     from sim2real.replay import replay
 
@@ -284,7 +298,40 @@ def replay_stages(args: Replay, opened: Any, folder: Path) -> dict[str, Any]:
     return replay(opened, folder, args.policy, args.robot)
 
 
-LEVELS = {"R1": replay_stages}
+def level_2(args: Replay, opened: Any, folder: Path) -> dict[str, Any]:
+    """Short predictions."""
+    from sim2real.resimulate import predict
+
+    return predict(opened, folder, robot=args.robot)
+
+
+def level_3(args: Replay, opened: Any, folder: Path) -> dict[str, Any]:
+    """Commands in open loop."""
+    from sim2real.open_loop import open_loop
+
+    return open_loop(opened, folder, args.start, args.seconds or 3.0, args.robot)
+
+
+def level_4(args: Replay, opened: Any, folder: Path) -> dict[str, Any]:
+    """Closed loop from a moment."""
+    from sim2real.closed_loop import closed_loop
+
+    seconds = args.seconds or 10.0
+    return closed_loop(opened, folder, args.start, args.policy, seconds, args.robot)
+
+
+def level_5(args: Replay, opened: Any, folder: Path) -> dict[str, Any]:
+    """Another policy in shadow."""
+    from sim2real.shadow import shadow
+
+    if args.policy is None:
+        raise UserError("--level R5: needs another policy; name it with --policy")
+    return shadow(opened, folder, args.policy)
+
+
+LEVELS: dict[str, Level] = {
+    "R0": level_0, "R1": level_1, "R2": level_2, "R3": level_3, "R4": level_4, "R5": level_5,
+}  # fmt: skip
 
 RUNNERS: dict[type, Any] = {
     LogTool: log, LogList: log_list, LogInfo: log_info, LogRecover: log_recover, LogCat: log_cat,

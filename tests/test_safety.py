@@ -453,6 +453,12 @@ def test_the_quick_test_is_sure_exactly_within_its_polygon():
             assert bench.unchanged()
 
 
+@pytest.mark.parametrize("value", [1.7e308, -1.7e308])
+def test_the_quick_test_is_not_sure_of_absurd_measurements_and_does_not_overflow(bench, value):
+    bench.state.joint_pos[:] = bench.state.joint_vel[:] = value
+    assert bench.filter._quick.passes(block(bench.state, "joint_pos", "joint_vel")) is False
+
+
 def test_the_quick_test_is_sure_exactly_within_the_motors_torque():
     rng = np.random.default_rng(14)
     answers = []
@@ -508,6 +514,7 @@ def test_switched_off_it_lets_everything_pass():
     bench = Bench(enabled=False)
     bench.cmd.stiffness[:], bench.cmd.effort_ff[:] = 1e6, 1e6
     assert bench.unchanged()
+    assert np.array_equal(bench.filter.previous, bench.cmd.joint_pos_target)
 
 
 def test_absurd_feed_forward_is_bounded_with_stiffness_too(bench):
