@@ -17,7 +17,7 @@ from policies.rewards import CRITIC, CURRICULUM, LEVELS, REWARDS, TERMINATIONS
 from policies.terms import OBSERVATIONS
 from policies.world import RANDOMISATION
 from robot.config import CONFIGS, REPOSITORY, Strict, UserError, check, listing, parse_yaml, read_text
-from robot.model import Robot, load_robot
+from robot.model import Robot, compile_model, load_robot
 
 RECIPES = CONFIGS / "recipes"
 
@@ -207,12 +207,6 @@ class Ppo(Strict):
     symmetry: Literal["equivariant", "augmentation", "none"] = "equivariant"
 
 
-class Params(Strict):
-    """One term with its parameters."""
-
-    params: dict[str, Any] = {}
-
-
 class LevelRow(Strict):
     """How one level grows."""
 
@@ -294,50 +288,62 @@ def mistakes(recipe: Recipe, robot: Robot) -> Iterator[Mistake]:
             yield ("observation", at, "name"), f'observation: "{row.name}" is given twice'
     for at, critic in enumerate(recipe.critic):
         yield from _unknown(("critic", at, "name"), critic.name, {**OBSERVATIONS, **CRITIC})
-    rewards = {name: row.params for name, row in recipe.rewards.items()}
-    levels = {name: {row.term: row.params} for name, row in recipe.curriculum.items()}
-    for name, terms in levels.items():
-        yield from _unknown(("curriculum", name), name, LEVELS)
-        yield from _terms(("curriculum", name), terms, CURRICULUM, robot, inner="params")
-    yield from _terms(("rewards",), rewards, REWARDS, robot)
-    yield from _terms(("terminations",), recipe.terminations, TERMINATIONS, robot)
-    yield from _terms(("randomisation",), recipe.randomisation, RANDOMISATION, robot)
-    for key in ("swing", "squat"):
-        yield from _joints(("action", key), getattr(recipe.action, key), robot)
+    for name, reward in recipe.rewards.items():
+        at = ("rewards", name)
+        yield from _term(at, (*at, "params"), name, reward.params, REWARDS, robot)
+    for name, level in recipe.curriculum.items():
+        at = ("curriculum", name)
+        yield from _unknown(at, name, LEVELS)
+        yield from _term((*at, "term"), (*at, "params"), level.term, level.params, CURRICULUM, robot)
+    for key, table in (("terminations", TERMINATIONS), ("randomisation", RANDOMISATION)):
+        for name, params in getattr(recipe, key).items():
+            yield from _term((key, name), (key, name), name, params, table, robot)
+    yield from _joints(("action", "swing"), recipe.action.swing, robot)
+    yield from _joints(("action", "squat"), recipe.action.squat, robot)
     yield from _joints(("arms", "swing"), recipe.arms.swing, robot)
+    yield from _sites(recipe, robot)
+    low, high = recipe.randomisation.get("delay", {}).get("steps", (0, 0))
+    if low < 0 or high > recipe.sim.decimation:
+        at = ("randomisation", "delay", "steps")
+        yield at, f"delay.steps: got [{low}, {high}], expected 0 to {recipe.sim.decimation} steps"
 
 
-def _terms(
-    at: tuple, given: Mapping[str, Mapping], table: Mapping[str, Callable], robot: Robot,
-    inner: str = "",
+def _sites(recipe: Recipe, robot: Robot) -> Iterator[Mistake]:
+    model = compile_model(robot, "feet")
+    sites = [model.site(i).name for i in range(model.nsite)]
+    for side in ("left", "right"):
+        name = getattr(recipe.sim.feet, side)
+        if name not in sites:
+            where = f'sim.feet.{side}: {robot.name} has no site "{name}"'
+            yield ("sim", "feet", side), f"{where}; available: {listing(sites)}"
+
+
+def _term(
+    at: tuple, params_at: tuple, name: str, params: Mapping[str, Any],
+    table: Mapping[str, Callable], robot: Robot,
 ) -> Iterator[Mistake]:  # fmt: skip
-    for name, params in given.items():
-        key = (*at, inner) if inner else (*at, name)
-        if name not in table:
-            yield from _unknown((*at, "term") if inner else key, name, table)
-            continue
-        known = parameters(table[name])
-        for param, value in params.items():
-            place = (*key, param) if inner else (*key, "params", param)
-            place = place if at[0] != "terminations" else (*key, param)
-            where = ".".join(str(part) for part in (*at, name, param))
-            if param not in known:
-                yield place, f"{where}: unknown key; available: {listing(known)}"
-            elif param == "joints":
-                if not isinstance(value, dict):
-                    yield place, f"{where}: got {value!r}, expected a mapping of joint to number"
-                else:
-                    yield from _joints(place, value, robot)
-            elif not _fits(value, known[param]):
-                yield place, f"{where}: got {value!r}, expected {_kind(known[param])}"
-        for param, default in known.items():
-            if default is inspect.Parameter.empty and param not in params:
-                where = ".".join(str(part) for part in (*at, name, param))
-                yield key, f"{where}: missing; expected a value here"
+    """A term's name and parameters against the function of that name."""
+    if name not in table:
+        yield from _unknown(at, name, table)
+        return
+    known = parameters(table[name])
+    for param, value in params.items():
+        place, where = (*params_at, param), f"{at[0]}.{name}.{param}"
+        if param not in known:
+            yield place, f"{where}: unknown key; available: {listing(known)}"
+        elif param == "joints" and isinstance(value, dict):
+            yield from _joints(place, value, robot)
+        elif param == "joints":
+            yield place, f"{where}: got {value!r}, expected a mapping of joint to number"
+        elif not _fits(value, known[param]):
+            yield place, f"{where}: got {value!r}, expected {_kind(known[param])}"
+    for param, default in known.items():
+        if default is inspect.Parameter.empty and param not in params:
+            yield at, f"{at[0]}.{name}.{param}: missing; expected a value here"
 
 
 def parameters(function: Callable) -> dict[str, Any]:
-    """Keyword-only parameters of a term and their defaults, annotation where there is none."""
+    """Keyword-only parameters of a term and their defaults."""
     found = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in found if p.kind == inspect.Parameter.KEYWORD_ONLY}
 

@@ -97,9 +97,9 @@ def target(action: Tensor, sensors: Sensors, body: Body) -> Tensor:
 
 def reference(command: Tensor, body: Body) -> Tensor:
     """(B, N) the default pose with the arms where they are commanded, rad."""
-    default = body.default_joint_pos.expand(command.shape[0], -1)
-    # The arms are the last rows of every robot that this could be asked of; make_body checks it.
-    return torch.cat([default[:, : -len(body.arms)], command[:, ARMS]], 1)
+    # Added to a column of zeros and not expanded: the policy file may hold no node of run-time size.
+    others = body.default_joint_pos[: -len(body.arms)] + command[:, :1] * 0
+    return torch.cat([others, command[:, ARMS]], 1)  # make_body has checked that arms come last
 
 
 # --- observation terms: raw, without scale and noise ------------------------------------------------

@@ -50,6 +50,7 @@ ACCEPTED: tuple[tuple[str, str, str], ...] = (
      "of 2N rows, row worst - N from the end is row worst + N"),
     ("at_limit = bool(self.room[worst + (0 if rest[worst] < 0.0 else n)] < 1.0)", "Lt -> LtE",
      "the worst change is never 0"),
+    ("return 0.0  # a ring of zeros has no position", "removed", "it only saves work"),
     ("self.at = (self.at + 1) % len(self.ring)", "Add -> Sub", "a ring has no direction"),
     ("tilt = math.acos(max(-1.0, min(1.0, 1.0 - 2.0 * (x * x + y * y))))", "1.0 -> 3.0",
      "a sum of squares is not negative, so the upper bound is never needed"),
