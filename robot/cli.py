@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from policies.eval_commands import Eval, run_eval
 from robot import log_commands
 from robot.config import UserError, check_positive, check_writable, listing
 from robot.log_commands import LogTool, Replay
@@ -156,6 +157,7 @@ Command = (
     | Annotated[Policy, tyro.conf.subcommand("policy")]
     | Annotated[LogTool, tyro.conf.subcommand("log")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
+    | Annotated[Eval, tyro.conf.subcommand("eval")]
 )
 
 
@@ -515,7 +517,7 @@ def bench(args: Bench) -> int:
 RUNNERS: dict[type, Any] = {
     Run: run, Nodes: nodes, Topics: topics, Echo: echo, Bench: bench, Policy: policy,
     PolicyImport: policy_import, PolicyShow: policy_show, PolicyCheck: policy_check,
-    **log_commands.RUNNERS,
+    **log_commands.RUNNERS, Eval: run_eval,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -118,7 +118,11 @@ def test_every_option_shown_exists(command: str):
 
 @pytest.mark.parametrize(
     "command",
-    [c for c in COMMANDS if c.split()[0] in ("run", "nodes", "topics", "policy", "log", "replay")],
+    [
+        c
+        for c in COMMANDS
+        if c.split()[0] in ("run", "nodes", "topics", "policy", "log", "replay", "eval")
+    ],
 )
 def test_every_command_shown_runs(command: str, tmp_path, runtime_dir, log_dir, standing_policy):
     """Short forms: a few seconds, no window; files in a folder of the test."""
