@@ -16,7 +16,16 @@ from pydantic import AfterValidator, Field, model_validator
 from policies.rewards import CRITIC, CURRICULUM, LEVELS, REWARDS, TERMINATIONS
 from policies.terms import OBSERVATIONS
 from policies.world import RANDOMISATION
-from robot.config import CONFIGS, REPOSITORY, Strict, UserError, check, listing, parse_yaml, read_text
+from robot.config import (
+    CONFIGS,
+    REPOSITORY,
+    Strict,
+    UserError,
+    check,
+    listing,
+    parse_yaml,
+    read_text,
+)
 from robot.model import Robot, compile_model, load_robot
 
 RECIPES = CONFIGS / "recipes"
@@ -180,7 +189,7 @@ class RewardRow(Strict):
     """One reward per second."""
 
     weight: float
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default_factory=dict)
 
 
 class Ppo(Strict):
@@ -200,8 +209,8 @@ class Ppo(Strict):
     schedule: Literal["adaptive", "fixed"] = "adaptive"
     desired_kl: Positive = 0.01
     init_std: Positive = 0.5
-    actor_hidden: Annotated[list[Count], Field(min_length=1)] = [256, 128, 128]
-    critic_hidden: Annotated[list[Count], Field(min_length=1)] = [256, 128, 128]
+    actor_hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 128, 128)
+    critic_hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 128, 128)
     activation: Literal["elu", "relu", "tanh", "silu"] = "elu"
     normalise: bool = True
     symmetry: Literal["equivariant", "augmentation", "none"] = "equivariant"
@@ -211,7 +220,7 @@ class LevelRow(Strict):
     """How one level grows."""
 
     term: str
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default_factory=dict)
 
 
 class Recipe(Strict):
@@ -294,7 +303,8 @@ def mistakes(recipe: Recipe, robot: Robot) -> Iterator[Mistake]:
     for name, level in recipe.curriculum.items():
         at = ("curriculum", name)
         yield from _unknown(at, name, LEVELS)
-        yield from _term((*at, "term"), (*at, "params"), level.term, level.params, CURRICULUM, robot)
+        row = level.term, level.params
+        yield from _term((*at, "term"), (*at, "params"), *row, CURRICULUM, robot)
     for key, table in (("terminations", TERMINATIONS), ("randomisation", RANDOMISATION)):
         for name, params in getattr(recipe, key).items():
             yield from _term((key, name), (key, name), name, params, table, robot)

@@ -39,7 +39,7 @@ class State:
     finite: Tensor  # (B,) bool
 
 
-# --- rewards, each (B,), per second; weights say the sign ------------------------------------------
+# --- rewards, each (B,), per second; weights say the sign -----------------------------------------
 
 
 def track_linear(s: State, *, sigma: float = 0.2) -> Tensor:
@@ -99,8 +99,8 @@ def rocking(s: State) -> Tensor:
     return s.ang_vel[:, :2].square().sum(1)
 
 
-def posture(s: State, *, joints: dict[str, float] | Tensor) -> Tensor:
-    """Squared deviation from the reference pose, weighted by joint."""
+def posture(s: State, *, joints: Tensor) -> Tensor:
+    """Squared deviation from the reference pose, weighted by joint; (N,) from a map of names."""
     return ((s.joint_pos - s.reference).square() * joints).sum(1)
 
 
@@ -182,8 +182,7 @@ def diverged(s: State) -> Tensor:
 TERMINATIONS: dict[str, Callable[..., Tensor]] = {f.__name__: f for f in (tilted, sunk, diverged)}
 
 
-# --- what the critic sees beside the observation terms ----------------------------------------------
-
+# --- what the critic sees beside the observation terms --------------------------------------------
 
 
 _SWAP = (torch.tensor([1, 0]), torch.ones(2))
@@ -208,7 +207,7 @@ CRITIC: dict[str, tuple[Callable[[State], Tensor], Callable[[Body], Signed]]] = 
 }
 
 
-# --- curriculum: level in [0, 1] from the share of the training done and of the episode survived ----
+# --- curriculum: level in [0, 1] from the share of the training done and of the episode survived --
 
 
 def ramp(level: float, done: float, survived: float, *, start: float = 0.0, end: float = 1.0,

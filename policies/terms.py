@@ -92,17 +92,18 @@ def target(action: Tensor, sensors: Sensors, body: Body) -> Tensor:
     """(B, N) joint position targets, rad: pose, commanded arms, squat, step and scaled action."""
     steps = swing(sensors.phase, stepping(sensors, body), body.swing_share) @ body.swing
     height = sensors.command[:, HEIGHT] - body.nominal_height
-    return reference(sensors.command, body) + height * body.squat + steps + action * body.action_scale
+    pose = reference(sensors.command, body) + height * body.squat
+    return pose + steps + action * body.action_scale
 
 
 def reference(command: Tensor, body: Body) -> Tensor:
     """(B, N) the default pose with the arms where they are commanded, rad."""
-    # Added to a column of zeros and not expanded: the policy file may hold no node of run-time size.
+    # Added to a column of zeros and not expanded: the policy file may hold no node of run-time size
     others = body.default_joint_pos[: -len(body.arms)] + command[:, :1] * 0
     return torch.cat([others, command[:, ARMS]], 1)  # make_body has checked that arms come last
 
 
-# --- observation terms: raw, without scale and noise ------------------------------------------------
+# --- observation terms: raw, without scale and noise ----------------------------------------------
 
 
 def base_ang_vel(s: Sensors, body: Body) -> Tensor:
@@ -199,7 +200,9 @@ class Observation:
         each = list(zip(rows, self.widths, strict=True))
         self.scale = torch.tensor([row.scale for row, width in each for _ in range(width)])
         self.noise = torch.tensor([row.noise for row, width in each for _ in range(width)])
-        self.history = {row.name: (row.history - 1, width) for row, width in each if row.history > 1}
+        self.history = {
+            row.name: (row.history - 1, width) for row, width in each if row.history > 1
+        }
         self.width = sum(row.history * width for row, width in each)
 
     def frame(self, sensors: Sensors) -> Tensor:
@@ -286,7 +289,7 @@ def make_body(recipe: Recipe, robot: Robot) -> Body:
     names, count = robot.joint_names, robot.num_joints
     arms = torch.tensor(robot.arm_joints.copy())
     if arms.tolist() != list(range(count - len(arms), count)):
-        raise UserError(f"{robot.path}: arm joints are rows {arms.tolist()}, expected the last ones")
+        raise UserError(f"{robot.path}: arm joints in rows {arms.tolist()}, expected the last")
     inertia = model.dof_armature[model.nv - count :]
     gains = recipe.action.gains
     stiffness, damping = motor_gains(inertia, gains.natural_frequency_hz, gains.damping_ratio)
