@@ -1,7 +1,7 @@
 """Actor and critic for rsl_rl that treat left and right alike, exactly and by construction.
 
-A mirror image of the robot is the same robot, so the actor owes actor(mirror(x)) == mirror(actor(x))
-and the critic the same value for both. Each layer here commutes with the mirror, which is cheaper
+A mirror image of the robot is the same robot: actor(mirror(x)) == mirror(actor(x)), and the critic
+gives the same value for both. Each layer here commutes with the mirror, which is cheaper
 than running a plain network on the input and on its image: in the basis of sums and differences of
 mirrored values every weight matrix falls into two blocks of half its side.
 """
@@ -9,6 +9,7 @@ mirrored values every weight matrix falls into two blocks of half its side.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,6 +68,19 @@ class Halves(nn.Module):
     that would be empty keeps one element, always 0.
     """
 
+    even_first: Tensor
+    even_second: Tensor
+    even_weight: Tensor
+    even_turn: Tensor
+    even_slot: Tensor
+    even_back: Tensor
+    odd_first: Tensor
+    odd_second: Tensor
+    odd_weight: Tensor
+    odd_turn: Tensor
+    odd_slot: Tensor
+    odd_back: Tensor
+
     def __init__(self, reflection: Reflection) -> None:
         super().__init__()
         source, sign = reflection.source, reflection.sign
@@ -97,7 +111,7 @@ class Halves(nn.Module):
         return len(self.even_first), len(self.odd_first)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, size) -> even and odd parts; the mirror image has the same and the negated one."""
+        """(batch, size) -> even and odd parts; of the mirror image the same and the negated."""
         even = (x[:, self.even_first] + self.even_turn * x[:, self.even_second]) * self.even_weight
         odd = (x[:, self.odd_first] + self.odd_turn * x[:, self.odd_second]) * self.odd_weight
         return even, odd
@@ -139,12 +153,10 @@ class EquivariantMLP(nn.Module):
         self.outputs = Halves(outputs) if outputs is not None else None
         pairs = [(width // 2, width // 2) for width in hidden_dims]
         sizes = [self.inputs.sizes, *pairs, self.outputs.sizes if self.outputs else (1, 0)]
-        self.even = nn.ModuleList(nn.Linear(a[0], b[0]) for a, b in zip(sizes, sizes[1:]))  # noqa: B905  (pairs of neighbours)
+        self.even = nn.ModuleList(nn.Linear(a[0], b[0]) for a, b in pairwise(sizes))
         # an odd part has no bias: the mirror would turn its sign
         self.odd = nn.ModuleList(
-            nn.Linear(a[1], b[1], bias=False)
-            for a, b in zip(sizes, sizes[1:])  # noqa: B905  (pairs of neighbours)
-            if b[1]
+            nn.Linear(a[1], b[1], bias=False) for a, b in pairwise(sizes) if b[1]
         )
 
     def forward(self, x: Tensor) -> Tensor:

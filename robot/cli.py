@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from policies.eval_commands import Eval, run_eval
+from policies.train_commands import Train, train
 from robot import log_commands
 from robot.config import UserError, check_positive, check_writable, listing
 from robot.log_commands import LogTool, Replay
@@ -158,6 +159,7 @@ Command = (
     | Annotated[LogTool, tyro.conf.subcommand("log")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
 )
 
 
@@ -517,7 +519,7 @@ def bench(args: Bench) -> int:
 RUNNERS: dict[type, Any] = {
     Run: run, Nodes: nodes, Topics: topics, Echo: echo, Bench: bench, Policy: policy,
     PolicyImport: policy_import, PolicyShow: policy_show, PolicyCheck: policy_check,
-    **log_commands.RUNNERS, Eval: run_eval,
+    **log_commands.RUNNERS, Eval: run_eval, Train: train,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def test_a_short_bench_measures_every_row_and_leaves_nothing(
     path = tmp_path / "bench.json"
     assert bench.main(path, None, 0.1, ()) == 0
     rows = json.loads(path.read_text())
-    assert [row["name"] for row in rows] == ["timer", "hop", "path", "tick", "inference", "recorder"]
+    names = [row["name"] for row in rows]
+    assert names == ["timer", "hop", "path", "tick", "inference", "recorder"]
     for row in rows:
         assert row.keys() >= KEYS and row["unit"] == "us" and row["rounds"] >= 1
         assert row["floor"] > 0.0 and row["ours"] > 0.0

@@ -103,7 +103,7 @@ PARSED: dict[str, tuple[str, ...]] = {
 HELP = (
     "", "run", "nodes", "topics", "echo", "bench", "policy", "policy import", "policy show",
     "policy check", "log", "log list", "log info", "log recover", "log cat", "log plot",
-    "log export", "replay", "eval",
+    "log export", "replay", "eval", "train",
 )  # fmt: skip
 
 # Of these also a real process: exit code and streams as the shell has them.

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,9 +86,9 @@ def make() -> None:
         def act(lockstep: Lockstep) -> None:
             happens.get(lockstep.ticks, lambda _: None)(lockstep)
 
-        given = {"control_hz": 100, "target_wait_ms": 1, "timing_factor": 1.0}
-        walked = record(Path(folder), policy, 9.0, driver="sim",
-                        **given, **{"sim.actuator_delay_ms": 10.0})  # fmt: skip
+        given: dict[str, Any] = {"control_hz": 100, "target_wait_ms": 1, "timing_factor": 1.0}
+        simulated: dict[str, Any] = given | {"sim.actuator_delay_ms": 10.0}
+        walked = record(Path(folder), policy, 9.0, driver="sim", **simulated)
         stopped = record(Path(folder), policy, 14.0, act, **given)
         for name, path in (("walk", walked), ("stop", stopped)):
             shutil.rmtree(LOGS / name, ignore_errors=True)
