@@ -98,7 +98,7 @@ def export(
     golden = record_golden(session, golden_inputs(manifest))
     manifest = manifest.model_copy(update={"golden": golden})
     policy = parse_policy(pack_policy(graph, manifest, out).data, out)
-    check_policy(policy, robot, control_hz=1 / recipe.sim.physics_dt)
+    check_policy(policy, robot)
     if len(policy.data) > BYTES_MAX:
         raise UserError(f"{out}: has {len(policy.data)} bytes, expected at most {BYTES_MAX}")
     write_policy(out, graph, manifest)

@@ -72,14 +72,19 @@ class Rough(Strict):
 class SimRecipe(Strict):
     """The training physics; not what the evaluator uses."""
 
-    physics_dt: Positive
-    """s."""
+    step_dt: Positive
+    """s of one policy step."""
     decimation: Count
     """physics steps per policy step."""
     iterations: Count
     """of the PGS solver."""
     feet: Feet
     rough: Rough
+
+    @property
+    def physics_dt(self) -> float:
+        """s of one physics step."""
+        return self.step_dt / self.decimation
 
 
 class CommandRecipe(Strict):
@@ -253,7 +258,7 @@ class Recipe(Strict):
     @property
     def step_dt(self) -> float:
         """s of one policy step."""
-        return self.sim.physics_dt * self.sim.decimation
+        return self.sim.step_dt
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:

@@ -187,11 +187,11 @@ class Trainer:
     def iterate(self) -> Row:
         """Collect, learn; returns what it was like."""
         begin = time.perf_counter()
+        torch.set_num_threads(1)  # also at first: sums depend on it, and a resumed run must not
         log = self._collect()
         collected = time.perf_counter()
         torch.set_num_threads(self.threads)
         losses = self.learner.update()
-        torch.set_num_threads(1)
         end = time.perf_counter()
         self.iteration += 1
         self.seconds += end - begin
@@ -593,7 +593,8 @@ def provenance(
         "seed": recipe.seed,
         "steps": int(kept["steps"]),
         "hours": round(kept["seconds"] / 3600, 4),
-        "score": round(float(kept["score"]), 4),
+        # a run may have been ended before its first evaluation
+        **({"score": round(float(kept["score"]), 4)} if np.isfinite(kept["score"]) else {}),
         "machine": f"{os.cpu_count()} x {cpu_name()}, {platform.machine()}, {gpu}",
         "torch": torch.__version__,
     }

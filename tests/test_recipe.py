@@ -31,7 +31,7 @@ def test_the_walk_is_a_valid_recipe():
         ('"waist*": 1.0', '"tail*": 1.0', 'g1 has no joint "tail*"'),
         ("  held: 0.4", "  held: 0.5", "sum to 1.1, expected 1"),
         ("  left: left_foot", "  left: left_paw", "available: "),
-        ("  delay: {steps: [0, 3]}", "  delay: {steps: [0, 9]}", "expected 0 to 4"),
+        ("  delay: {steps: [0, 3]}", "  delay: {steps: [0, 9]}", "expected 0 to 3"),
         ("  tilted: {angle: 1.0}", "  tilted: {angel: 1.0}", "available: angle"),
         ("  rough: {term: ramp", "  ruff: {term: ramp", "available: penalties"),
         ("  friction: {range: [0.3, 1.2]}", "  friction: {range: [0.3]}", "expected 2 numbers"),
