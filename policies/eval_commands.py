@@ -33,6 +33,8 @@ class Eval:
     """draws of the world for each push direction, for payload and for delay"""
     seconds: float = 20.0
     """length of an episode"""
+    record: bool = False
+    """write what was found into the policy file itself (ours, not imported ones)"""
     quick: bool = False
     """a few short trials, to see that everything works"""
     engine: Literal["processes", "ray"] = "processes"
@@ -42,12 +44,14 @@ class Eval:
 def run_eval(args: Eval) -> int:
     """`plexus eval`; exit code 0 once everything was judged, well or badly."""
     from policies.eval_report import about, lines, write
-    from policies.evaluate import QUICK, Plan, evaluate
+    from policies.evaluate import QUICK, Plan, evaluate, record
 
     check_positive(jobs=args.jobs, seeds=args.seeds, seconds=args.seconds)
     check_writable(args.json)
     if args.report and args.report.exists() and not args.report.is_dir():
         raise UserError(f"{args.report}: is a file, expected a folder for the report")
+    if args.quick and args.record:
+        raise UserError("--record: a quick look is no judgement; leave out --quick")
     plan = QUICK if args.quick else replace(Plan(), seconds=args.seconds, seeds=args.seeds)
     bar = Progress(
         "trials", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -68,4 +72,7 @@ def run_eval(args: Eval) -> int:
         args.json.write_text(json.dumps(table.to_dict(), indent=1) + "\n")
     if args.report:
         print(write(table, args.report))
+    if args.record:
+        for path in args.policies:
+            print(record(table, path))
     return 0

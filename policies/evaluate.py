@@ -20,7 +20,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from policies.manifest import PolicyFile
+from policies.manifest import (
+    PolicyFile,
+    is_ours,
+    parse_onnx,
+    parse_policy,
+    read_bytes,
+    write_policy,
+)
 from policies.trials import (
     HELD_OUT_SEED,
     Search,
@@ -219,6 +226,37 @@ def ranges_of(policy: PolicyFile) -> dict[str, tuple[float, float]]:
     return {"vx": ranges.vx, "vy": ranges.vy, "yaw": ranges.yaw_rate}
 
 
+def record(table: Table, path: Path) -> str:
+    """Write a policy's own figures into the provenance of its manifest.
+
+    Returns:
+        One line: what was written, or that the file is another project's and stays as it is.
+
+    Raises:
+        UserError: the file has changed since it was judged.
+    """
+    data = read_bytes(path)
+    model = parse_onnx(data, path)
+    if not is_ours(model):
+        return f"{path}: another project's file, nothing is written into it"
+    policy = parse_policy(data, path)
+    column = next((c for c in table.columns if c.sha256 == policy.sha256), None)
+    if column is None:
+        raise UserError(f"{path}: is not the file that was judged")
+    figures = {
+        f"eval_{row.key}": round(column.figures[row.key].value, row.digits + 1)
+        for row in ROWS
+        if math.isfinite(column.figures[row.key].value)
+    }
+    before = {k: v for k, v in policy.manifest.provenance.items() if not k.startswith("eval_")}
+    seeds = f"{table.seeds[0]} to {table.seeds[1]}"
+    manifest = policy.manifest.model_copy(
+        update={"provenance": before | {"eval_seeds": seeds} | figures}
+    )
+    write_policy(path, model, manifest)
+    return f"{path}: {len(figures)} figures written into its manifest"
+
+
 # --- what is run --------------------------------------------------------------------------------
 
 
@@ -301,8 +339,8 @@ def _on_ray(work: list[Work]) -> Iterator[Result]:
         ray: Any = importlib.import_module("ray")
     except ImportError:
         raise UserError(
-            '--engine ray: the package ray is not installed; get it with "pip install ray", '
-            "or use --jobs N"
+            '--engine ray: the package ray is not installed; get it with "pip install '
+            'plexus[scale]", or use --jobs N'
         ) from None
     if not ray.is_initialized():
         ray.init(log_to_driver=False)

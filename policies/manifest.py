@@ -345,6 +345,11 @@ def parse_onnx(data: bytes, path: Path) -> ModelProto:
     return model
 
 
+def is_ours(model: ModelProto) -> bool:
+    """True if the file has our manifest, be it a good or a bad one."""
+    return any(entry.key == METADATA_KEY for entry in model.metadata_props)
+
+
 def _is_text(message: Message) -> bool:
     """Whether all strings are text: protobuf hands out bytes for those that are not UTF-8."""
     for field, value in message.ListFields():

@@ -42,20 +42,31 @@ class State:
 # --- rewards, each (B,), per second; weights say the sign -----------------------------------------
 
 
+def _above_standing(s: State, error: Tensor, command: Tensor, sigma: float) -> Tensor:
+    """exp(-error/sigma), less what standing still would get for the same command to move.
+
+    A constant for each command, so it changes nothing but the worth of standing there: without it
+    that was safe and well paid, and was all that was learned.
+    """
+    return torch.exp(-error / sigma) - torch.exp(-command / sigma) * s.moving
+
+
 def track_linear(s: State, *, sigma: float = 0.2) -> Tensor:
-    """exp(-|e|²/sigma) of vx, vy of this step."""
+    """exp(-|e|²/sigma) of vx, vy of this step, above standing."""
     error = (s.command[:, :2] - s.velocity[:, :2]).square().sum(1)
-    return torch.exp(-error / sigma)
+    return _above_standing(s, error, s.command[:, :2].square().sum(1), sigma)
 
 
 def track_linear_mean(s: State, *, sigma: float = 0.05) -> Tensor:
     """The same of the mean over a gait cycle, where the sway of stepping cancels."""
-    return torch.exp(-s.velocity_error[:, :2].square().sum(1) / sigma)
+    error = s.velocity_error[:, :2].square().sum(1)
+    return _above_standing(s, error, s.command[:, :2].square().sum(1), sigma)
 
 
 def track_yaw(s: State, *, sigma: float = 0.25) -> Tensor:
-    """exp(-e²/sigma) of the yaw rate's mean over a gait cycle."""
-    return torch.exp(-s.velocity_error[:, 2].square() / sigma)
+    """exp(-e²/sigma) of the yaw rate's mean over a gait cycle, above standing."""
+    error = s.velocity_error[:, 2].square()
+    return _above_standing(s, error, s.command[:, 2].square(), sigma)
 
 
 def alive(s: State) -> Tensor:
@@ -64,14 +75,17 @@ def alive(s: State) -> Tensor:
 
 
 def foot_phase(s: State, *, height: float = 0.1, sigma: float = 0.006) -> Tensor:
-    """exp(-sum (z - z_ref)²/sigma), z_ref the clock's half-sine bump; only while stepping."""
-    error = (s.foot_height - height * s.swing).square().sum(1)
-    return torch.exp(-error / sigma) * s.moving
+    """exp(-sum (z - z_ref)²/sigma), z_ref the clock's half-sine bump; less that of feet flat."""
+    wanted = height * s.swing
+    error = (s.foot_height - wanted).square().sum(1)
+    flat = wanted.square().sum(1)
+    return (torch.exp(-error / sigma) - torch.exp(-flat / sigma)) * s.moving
 
 
 def contact_phase(s: State) -> Tensor:
-    """How many feet are in contact when the clock says so."""
-    return (s.foot_contact == (s.swing <= 0)).float().sum(1) * s.moving
+    """Feet in the air when the clock says so, less those that are when it does not."""
+    lifted, due = 1 - s.foot_contact, (s.swing > 0).float()
+    return (lifted * (2 * due - 1)).sum(1) * s.moving
 
 
 def stand_contact(s: State) -> Tensor:

@@ -399,31 +399,3 @@ def _params(params: Mapping[str, Any], robot: Robot) -> dict[str, Any]:
         key: joint_values(value, robot.joint_names) if key == "joints" else value
         for key, value in params.items()
     }
-
-
-def profile(task: Task, seconds: float = 5.0) -> dict[str, float]:
-    """Run random actions, and say where the time goes.
-
-    Returns:
-        env_steps_per_s, physics_env_steps_per_s (bare batch, same states), physics_share.
-    """
-    generator = torch.Generator().manual_seed(0)
-    shape = (task.num_envs, task.num_actions)
-    task.seconds = {"physics": 0.0, "whole": 0.0}
-    begin, count = time.perf_counter(), 0
-    while time.perf_counter() - begin < seconds:
-        task.step(0.3 * torch.randn(shape, generator=generator))
-        count += task.num_envs
-    whole = time.perf_counter() - begin
-    decimation = task.recipe.sim.decimation
-    begin, bare = time.perf_counter(), 0
-    while time.perf_counter() - begin < seconds / 2:
-        task.world.batch.step(nstep=decimation)
-        bare += task.num_envs
-    alone = time.perf_counter() - begin
-    task.reset()
-    return {
-        "env_steps_per_s": count / whole,
-        "physics_env_steps_per_s": bare / alone,
-        "physics_share": task.seconds["physics"] / whole,
-    }

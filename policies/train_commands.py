@@ -1,13 +1,15 @@
-"""The command `plexus train`: its options, and what it starts."""
+"""The commands `plexus train` and `plexus bench train`: options, and what they start."""
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from robot.config import UserError, check_positive
+from robot.config import UserError, check_positive, check_writable
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,7 @@ def train(args: Train) -> int:
         raise UserError(f"--threads: got {args.threads}, expected 0 or more")
     if args.seed is not None and args.seed < 0:
         raise UserError(f"--seed: got {args.seed}, expected 0 or more")
-    try:
-        import rsl_rl  # noqa: F401  (only whether it is there)
-    except ModuleNotFoundError:
-        raise UserError("training needs more packages: pip install plexus[train]") from None
+    _check_packages()
     from policies.recipe import load_recipe
     from policies.train import RECIPE, RunOptions, finish
     from policies.train import train as run
@@ -66,3 +65,26 @@ def train(args: Train) -> int:
     )  # fmt: skip
     print(run(recipe, out, options))
     return 0
+
+
+def bench_train(json_path: Path | None, seconds: float) -> int:
+    """`plexus bench train`."""
+    check_positive(seconds=seconds)
+    check_writable(json_path)
+    _check_packages()
+    from policies.train_bench import lines, measure
+    from robot.bench import print_rows
+
+    rows = measure("walk", seconds, os.cpu_count() or 1)
+    print_rows(rows)
+    print("\n".join(lines(rows)))
+    if json_path is not None:
+        json_path.write_text(json.dumps([row.to_dict() for row in rows], indent=1) + "\n")
+    return 0
+
+
+def _check_packages() -> None:
+    try:
+        import rsl_rl  # noqa: F401  (only whether it is there)
+    except ModuleNotFoundError:
+        raise UserError("training needs more packages: pip install plexus[train]") from None

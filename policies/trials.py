@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from drivers.sim import FREE_POS, FREE_VEL, SimDriver, lowest_foot_point
 from policies.importers import import_policy
 from policies.manifest import (
-    METADATA_KEY,
     PolicyFile,
     check_policy,
+    is_ours,
     pack_policy,
     parse_onnx,
     parse_policy,
@@ -122,7 +122,7 @@ def load_policy(path: Path, robot: Robot) -> PolicyFile:
     """
     data = read_bytes(path)
     model = parse_onnx(data, path)
-    if any(entry.key == METADATA_KEY for entry in model.metadata_props):
+    if is_ours(model):
         policy = parse_policy(data, path)
     else:
         policy = pack_policy(*import_policy(path, robot), path)

@@ -103,7 +103,8 @@ def main(json_path: Path | None, policy: Path | None, seconds: float, only: tupl
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
-    _print(rows, f"{machine}; timer: {bench.timer_kind}")
+    print_rows(rows)
+    _print_ticks(rows, f"{machine}; timer: {bench.timer_kind}")
     if json_path is not None:
         json_path.write_text(json.dumps([row.to_dict() for row in rows], indent=1) + "\n")
     return 0
@@ -520,7 +521,8 @@ def _cpu_times() -> list[int]:
     return [int(x) for x in path.read_text().split("\n")[0].split()[1:]] if path.exists() else []
 
 
-def _print(rows: list[Row], machine: str) -> None:
+def print_rows(rows: list[Row]) -> None:
+    """A table, and a note on each row."""
     table = Table("row", "floor", "ours", "ratio", "95 %", "ours p99", "rounds")
     for row in rows:
         table.add_row(
@@ -531,6 +533,9 @@ def _print(rows: list[Row], machine: str) -> None:
     Console().print(table)
     for row in rows:
         print(f"{row.name}: {row.note}")
+
+
+def _print_ticks(rows: list[Row], machine: str) -> None:
     for row in rows:
         if "ours_skipped" in row.extra:
             print(

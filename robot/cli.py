@@ -15,16 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from policies.eval_commands import Eval, run_eval
-from policies.train_commands import Train, train
+from policies.train_commands import Train, bench_train, train
 from robot import log_commands
 from robot.config import UserError, check_positive, check_writable, listing
 from robot.log_commands import LogTool, Replay
-from robot.runs import RunConfig, load_run
+from robot.runs import RunConfig, load_run, shipped_policies
 
-HOW_TO_IMPORT = (
-    "no policy: the robot stands up on its gantry, is let down and stands. Import a public one "
-    "with `plexus policy import FILE`, then `plexus run sim --policy FILE.plexus.onnx`"
-)
+NO_POLICY = "no policy: the robot stands up on its gantry, is let down and stands"
 
 
 @dataclass(frozen=True)
@@ -33,14 +30,16 @@ class Run:
 
     run: tyro.conf.Positional[str] = "sim"
     """a name under configs/runs, or a YAML file"""
-    policy: Path | None = None
-    """policy file; without one the robot stands on its gantry"""
+    policy: str | None = None
+    """policy file, name of one that comes with Plexus, or "none"; default: the run file's"""
     seconds: float | None = None
     """end after this long"""
     headless: bool = False
     """no keys, no table, no window"""
     command: str | None = None
     """vx,vy,yaw_rate to command all the time, in m/s, m/s, rad/s; e.g. 0.5,0,0"""
+    arms: Literal["free", "swinging"] | None = None
+    """what arms are commanded to do: nothing, or to swing"""
     json: Path | None = None
     """write the run's figures to this file"""
     video: Path | None = None
@@ -93,6 +92,8 @@ class Echo:
 class Bench:
     """Measure this machine: ours against a floor of the same run, interleaved."""
 
+    what: tyro.conf.Positional[Literal["runtime", "train"]] = "runtime"
+    """the runtime, or a training loop beside its own physics"""
     json: Path | None = None
     """write the rows to this file"""
     policy: Path | None = None
@@ -100,7 +101,7 @@ class Bench:
     seconds: float = 60.0
     """for everything together"""
     only: tuple[str, ...] = ()
-    """names of the rows to measure"""
+    """names of the rows of the runtime to measure"""
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def run(args: Run) -> int:
     check_writable(args.json, args.video)
     _check_robot(config)
     if config.policy is None:
-        print(f"plexus: {HOW_TO_IMPORT}", file=sys.stderr)
+        print(f"plexus: {NO_POLICY}", file=sys.stderr)
     result = _run_lockstep(args, config) if args.lockstep else _run_nodes(args, config)
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -209,16 +210,30 @@ def _overrides(args: Run) -> dict[str, Any]:
     """Keys of the run file that the command line replaces."""
     given: dict[str, Any] = {
         "seed": args.seed, "provider": args.provider, "timing_factor": args.timing_factor,
-        "sim.collisions": args.collisions,
+        "sim.collisions": args.collisions, "operator.arms": args.arms,
         "log.enabled": args.log == "yes" if args.log else False if args.lockstep else None,
     }  # fmt: skip
-    if args.policy is not None:
-        given["policy"] = str(args.policy.expanduser().absolute())
+    if args.policy not in (None, "none"):
+        given["policy"] = _chosen_policy(args.policy)
     if args.command is not None:
         given["operator.velocity"] = parse_velocity(args.command)
     if args.headless:
         given |= {"operator.keyboard": False, "viewer": False}
-    return {key: value for key, value in given.items() if value is not None}
+    given = {key: value for key, value in given.items() if value is not None}
+    return given | ({"policy": None} if args.policy == "none" else {})
+
+
+def _chosen_policy(text: str) -> str:
+    """The name of a shipped policy as it is, a path as an absolute one."""
+    shipped, path = shipped_policies(), Path(text).expanduser().absolute()
+    if text in shipped:
+        return text
+    if not path.suffix and not path.exists():
+        raise UserError(
+            f"--policy: got {text!r}, expected a file, none, or one that comes with Plexus; "
+            f"available: {listing(shipped)}"
+        )
+    return str(path)
 
 
 def parse_velocity(text: str) -> list[float]:
@@ -513,6 +528,10 @@ def bench(args: Bench) -> int:
     """`plexus bench`."""
     from robot.bench import main as measure
 
+    if args.what == "train":
+        if args.policy is not None or args.only:
+            raise UserError("bench train: --policy and --only are for the runtime")
+        return bench_train(args.json, args.seconds)
     return measure(args.json, args.policy, args.seconds, args.only)
 
 

@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from robot.config import CONFIGS, Strict, UserError, listing, load_yaml
+from robot.config import CONFIGS, REPOSITORY, Strict, UserError, listing, load_yaml
 from robot.realtime import RealtimeConfig
 
 RUNS = CONFIGS / "runs"
+SHIPPED = REPOSITORY / "policies"  # <name>/<name>.onnx
 SIMULATED = frozenset({"sim", "loopback"})  # drivers that move no real motor
 
 
@@ -50,6 +51,8 @@ class OperatorConfig(Strict):
     """arm, stand up and start the policy without being told; simulation only"""
     velocity: tuple[float, float, float] | None = None
     """vx, vy (m/s), yaw rate (rad/s) to command all the time; null: what keys say"""
+    arms: Literal["free", "swinging"] = "free"
+    """what arms are commanded to do: nothing, the policy moves them; or robot.teleop.ARM_SWING"""
     keyboard: bool = True
     """read keys and show the live table where there is a terminal"""
 
@@ -87,6 +90,7 @@ class RunConfig(Strict):
     """longest slice of a policy tick that control waits for the target it asked for"""
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     policy: Path | None = None
+    """a file, or the name of a policy that comes with Plexus; null: the robot only stands"""
     seed: int = Field(default=0, ge=0)
     realtime: RealtimeConfig = RealtimeConfig()
     operator: OperatorConfig = OperatorConfig()
@@ -94,6 +98,11 @@ class RunConfig(Strict):
     """open a window with the robot where there is a display"""
     sim: SimConfig = SimConfig()
     log: LogConfig = Field(default_factory=LogConfig)
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _shipped(cls, given: Any) -> Any:
+        return shipped_policies().get(given, given) if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _periods_fit(self) -> RunConfig:
@@ -128,6 +137,11 @@ class RunConfig(Strict):
     def period_ns(self) -> int:
         """Length of a control tick in ns."""
         return round(1e9 / self.control_hz)
+
+
+def shipped_policies() -> dict[str, Path]:
+    """Files of the policies that come with Plexus, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*/*.onnx"))}
 
 
 def run_path(name: str | Path) -> Path:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from robot.messages import (
+    VALID_ARMS,
     VALID_VELOCITY,
     Ask,
     Codec,
@@ -23,6 +24,7 @@ from robot.messages import (
     Status,
     Truth,
 )
+from robot.model import Robot
 from robot.topics import source_index
 
 COMMAND_PERIOD_NS = 50_000_000  # 20 Hz
@@ -63,6 +65,10 @@ KEYS: dict[str, Key] = {
     "q": Key("q", "quit", quit=True),
 }
 
+# rad around the standing pose by the end of a joint's name; left and right arm swing in turn.
+ARM_SWING = {"shoulder_pitch_joint": 0.4, "elbow_joint": 0.3}
+ARM_PERIOD_NS = 2_800_000_000  # at 0.4 rad a joint is no faster than control lets arms be, 1 rad/s
+
 # The way to the walk, one request per mode. Arming by itself exists in simulation only.
 PROCEDURE = {
     Mode.PASSIVE: Ask.ARM,
@@ -88,6 +94,28 @@ class Velocity:
     until_ns: int = 0
 
 
+class ArmSwing:
+    """Arm joints that swing around the standing pose, as a function of time.
+
+    Args:
+        robot: its arm joints and standing pose.
+    """
+
+    def __init__(self, robot: Robot) -> None:
+        names = [robot.joint_names[row] for row in robot.arm_joints]
+        self._middle = robot.stand_joint_pos[robot.arm_joints]
+        self._amplitude = np.array([
+            sum(rad for end, rad in ARM_SWING.items() if name.endswith(end))
+            * (-1.0 if name.startswith("right_") else 1.0)
+            for name in names
+        ])  # fmt: skip
+
+    def at(self, now_ns: int) -> np.ndarray:
+        """(arm joints,) rad."""
+        turn = 2 * np.pi * (now_ns % ARM_PERIOD_NS) / ARM_PERIOD_NS
+        return self._middle + self._amplitude * np.sin(turn)
+
+
 class Teleop:
     """The stage: keys, status and truth in; commands and requests out.
 
@@ -98,6 +126,7 @@ class Teleop:
         automatic: go through PROCEDURE without being told (simulation only).
         walk: whether the procedure goes on from STAND into the policy.
         nonce: identifies this operator; random if not given.
+        arms: what to command the arms; None: nothing.
     """
 
     def __init__(
@@ -108,8 +137,9 @@ class Teleop:
         automatic: bool,
         walk: bool,
         nonce: int | None = None,
+        arms: ArmSwing | None = None,
     ) -> None:
-        self.source = source
+        self.source, self.arms = source, arms
         self.constant = None if velocity is None else np.array(velocity)
         self.automatic, self.walk = automatic, walk
         self.note = ""  # why the last request was refused
@@ -153,6 +183,9 @@ class Teleop:
             self._next_command_ns = begin + COMMAND_PERIOD_NS
             self._command.valid = VALID_VELOCITY
             self._command.velocity[:] = self.velocity(now_ns)
+            if self.arms is not None:
+                self._command.valid |= VALID_ARMS
+                self._command.arm_joint_pos[:] = self.arms.at(now_ns)
             yield f"command.{self.source}", self._command, False
         if status is None:
             return

@@ -17,7 +17,7 @@ from robot import clock
 from robot.bus import Publisher, Subscriber
 from robot.messages import Message, PolicyInfo, RecorderStatus, Status, Timing, Truth
 from robot.node import Node
-from robot.teleop import KEYS, Key, Teleop
+from robot.teleop import KEYS, ArmSwing, Key, Teleop
 from robot.terminal import View
 
 PERIOD_NS = 20_000_000
@@ -64,9 +64,9 @@ def main(node: Node) -> None:
     live = run.operator.keyboard and descriptor >= 0 and os.isatty(descriptor)
     source = "keyboard" if live and run.operator.velocity is None else "script"
     fixed = run.operator.velocity if live else run.operator.velocity or (0.0, 0.0, 0.0)
-    teleop = Teleop(
-        node.codecs, source, fixed, run.operator.automatic and run.simulated, run.policy is not None
-    )
+    arms = ArmSwing(node.robot) if run.operator.arms == "swinging" else None
+    automatic, walk = run.operator.automatic and run.simulated, run.policy is not None
+    teleop = Teleop(node.codecs, source, fixed, automatic, walk, arms=arms)
     sender = Sender(node, source)
     heard = node.pick("status", "truth", "timing", "policy_info", "recorder")
     subscriber = Subscriber(node.context, node.directory, heard)

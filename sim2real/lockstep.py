@@ -22,7 +22,7 @@ from robot.messages import Codec, Message, Mode, PolicyInput, Status, Target, Tr
 from robot.model import Robot, load_robot
 from robot.runs import RunConfig
 from robot.summary import Summary, keep
-from robot.teleop import Teleop
+from robot.teleop import ArmSwing, Teleop
 from robot.topics import OPERATOR_TOPICS, make_codecs
 
 START_NS = 1_000_000_000
@@ -86,6 +86,7 @@ class Lockstep:
         self.teleop = Teleop(
             self.codecs, "script", velocity, automatic=True, walk=pilot is not None,
             nonce=run.seed * 2 + 1,
+            arms=ArmSwing(self.robot) if run.operator.arms == "swinging" else None,
         )  # fmt: skip
         self.summary = Summary(run.timing_factor)
         self.now_ns = START_NS

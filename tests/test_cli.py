@@ -59,6 +59,7 @@ MISTAKES: dict[str, str] = {
     "run sim --policy none.onnx": "{here}/none.onnx: no such file; available there: other.onnx, standing.onnx, theirs.onnx",
     "run sim --policy typo.yaml": "{here}/typo.yaml: not an ONNX file",
     "run sim --policy lacking": "{here}/lacking: not a regular file",
+    "run sim --policy wlak": "--policy: got 'wlak', expected a file, none, or one that comes with Plexus; available: walk",
     "run sim --policy theirs.onnx": "{here}/theirs.onnx: metadata 'plexus_manifest' occurs 0 times, expected once; "
     "available: dof_names, kp, kd, command_ranges; files of other projects are converted by `plexus policy import`",
     "run sim --policy other.onnx": "{here}/other.onnx: manifest: a policy for robot 'h1', expected 'g1'",
@@ -305,7 +306,15 @@ def test_an_import_that_fails_writes_nothing(
 
 def test_an_interrupt_in_lockstep_ends_without_a_traceback(launch, tmp_path: Path):
     run = launch(
-        "run", "sim", "--lockstep", "--seconds", "1000", "--json", str(tmp_path / "a.json")
+        "run",
+        "sim",
+        "--policy",
+        "none",
+        "--lockstep",
+        "--seconds",
+        "1000",
+        "--json",
+        str(tmp_path / "a.json"),
     )
     end = time.monotonic() + 20.0
     while "no policy" not in run.err and time.monotonic() < end:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
 from policies.eval_commands import Eval, run_eval
 from policies.eval_report import best, cell_text, lines, markdown, push_plot, tracking_map, write
-from policies.evaluate import DIRECTIONS, GRID, ROWS, Column, Figure, Plan, Row, Table
+from policies.evaluate import DIRECTIONS, GRID, ROWS, Column, Figure, Plan, Row, Table, record
+from policies.manifest import read_policy
+from policies.session import PolicySession, verify_golden
 from robot.config import UserError
 
 SPEED = Row("error_vx", "tracking error vx", "m/s", "lower", 2)
@@ -88,6 +92,41 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="expected a folder for the report"):
         run_eval(Eval((standing_policy,), report=tmp_path / "file"))
+
+
+def test_figures_are_written_into_the_file_that_was_judged_and_into_no_other(
+    standing_policy: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "standing.onnx"
+    path.write_bytes(standing_policy.read_bytes())
+    sha256 = read_policy(path).sha256
+    judged = replace(column("standing", 0.126), sha256=sha256)
+    for _ in range(2):  # the second time they are written anew, not beside the first
+        assert "figures written into its manifest" in record(table(judged), path)
+        after = read_policy(path)
+        judged = replace(judged, sha256=after.sha256)
+    said = after.manifest.provenance
+    assert said["eval_error_vx"] == 0.126 and said["eval_push"] == 0.1
+    assert said["eval_seeds"] == "1000000000 to 1000000204"
+    assert set(read_policy(standing_policy).manifest.provenance) < set(said)
+    assert verify_golden(PolicySession(after), after.manifest) < 1e-5
+    with pytest.raises(UserError, match="is not the file that was judged"):
+        record(table(column("standing", 0.1)), path)
+
+
+def test_another_projects_file_stays_as_it_is(standing_policy: Path, tmp_path: Path) -> None:
+    model = onnx.load(standing_policy)
+    del model.metadata_props[:]
+    path = tmp_path / "theirs.onnx"
+    onnx.save(model, path)
+    before = path.read_bytes()
+    assert "nothing is written" in record(table(column("theirs", 0.1)), path)
+    assert path.read_bytes() == before
+
+
+def test_a_quick_look_is_not_recorded(standing_policy: Path) -> None:
+    with pytest.raises(UserError, match="a quick look is no judgement"):
+        run_eval(Eval((standing_policy,), quick=True, record=True))
 
 
 def test_lines_begin_with_names_and_ranges() -> None:

@@ -127,11 +127,11 @@ def test_schedule_is_kept(launch, tmp_path):
     assert abs(ticks - control["elapsed_s"] * 500) <= 1.0
 
 
-def test_without_a_policy_it_stands_on_the_gantry_and_says_how_to_import(launch, watch):
-    run = launch("run", "sim", "--seconds", "8", "--headless")
+def test_without_a_policy_it_stands_on_the_gantry_and_says_so(launch, watch):
+    run = launch("run", "sim", "--policy", "none", "--seconds", "8", "--headless")
     watch.until(Mode.STAND)
     assert run.wait() == 0
-    assert "plexus policy import FILE" in run.err
+    assert "no policy: the robot stands up on its gantry" in run.err
     assert [mode for _, mode in watch.seen][-1] == Mode.STAND
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from policies.recipe import Recipe, load_recipe
-from policies.task import Task, profile
+from policies.task import Task
 from policies.world import INERTIAL, RANDOMISATION
 from robot.model import load_robot
 
@@ -237,9 +237,3 @@ def test_the_mirror_commutes_with_physics():
         ]
         # The real robot's halves differ by a tenth of a per cent; a wrong sign is off by 0.1 to 2.
         assert max(off) < 0.005, step
-
-
-def test_the_profile_says_where_the_time_goes():
-    task = Task(quiet(), ROBOT, num_envs=16)
-    shares = profile(task, 0.3)
-    assert 0 < shares["physics_share"] < 1 and shares["env_steps_per_s"] > 0

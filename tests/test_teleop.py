@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from robot.bus import Outbox
-from robot.messages import Ask, Command, Message, Mode, Request, Status, Truth
+from robot.messages import VALID_ARMS, Ask, Command, Message, Mode, Request, Status, Truth
 from robot.model import load_robot
-from robot.teleop import KEYS, Key, Teleop
+from robot.teleop import ARM_PERIOD_NS, KEYS, ArmSwing, Key, Teleop
 from robot.topics import make_codecs, source_index
 
 CODECS = make_codecs(load_robot("g1"))
@@ -289,3 +289,31 @@ def test_a_stop_replaces_a_request_under_way():
     desk.requests.stamp(stop, desk.now_ns)
     desk.now_ns += 60 * MS
     assert desk.asked() == [Ask.ESTOP]
+
+
+def test_arms_are_commanded_only_when_they_shall_swing():
+    desk = Desk("script", velocity=(0.5, 0.0, 0.0))
+    sent = [m for _, m, _ in desk.step() if isinstance(m, Command)]
+    assert len(sent) == 1 and not sent[0].valid & VALID_ARMS
+    robot = load_robot("g1")
+    swing = ArmSwing(robot)
+    desk = Desk("script", velocity=(0.5, 0.0, 0.0), arms=swing)
+    desk.now_ns = ARM_PERIOD_NS // 4
+    (sent,) = [m for _, m, _ in desk.step() if isinstance(m, Command)]
+    assert isinstance(sent, Command) and sent.valid & VALID_ARMS
+    names = [robot.joint_names[row] for row in robot.arm_joints]
+    moved = dict(
+        zip(names, sent.arm_joint_pos - robot.stand_joint_pos[robot.arm_joints], strict=True)
+    )
+    assert moved["left_shoulder_pitch_joint"] == pytest.approx(0.4)
+    assert moved["right_elbow_joint"] == pytest.approx(-0.3)
+    assert moved["left_wrist_yaw_joint"] == 0.0
+
+
+def test_swinging_arms_are_no_faster_than_control_lets_them_be():
+    swing = ArmSwing(load_robot("g1"))
+    poses = np.array([swing.at(20 * MS * i) for i in range(300)])
+    speed = np.abs(np.diff(poses, axis=0)).max() / 0.02
+    assert 0.8 < speed < 1.0  # control.ARM_SPEED
+    low, high = load_robot("g1").position_limit[load_robot("g1").arm_joints].T
+    assert (poses > low).all() and (poses < high).all()
