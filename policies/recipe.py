@@ -69,6 +69,15 @@ class Rough(Strict):
     """rad."""
 
 
+class Support(Strict):
+    """Rights the base while the level "alone" is below 1: first to step, then to balance."""
+
+    stiffness: NotNegative
+    """N m/rad."""
+    damping: NotNegative
+    """N m s/rad."""
+
+
 class SimRecipe(Strict):
     """The training physics; not what the evaluator uses."""
 
@@ -79,6 +88,7 @@ class SimRecipe(Strict):
     iterations: Count
     """of the PGS solver."""
     feet: Feet
+    support: Support
     rough: Rough
 
     @property

@@ -244,6 +244,7 @@ LEVELS = {  # what a level scales; 1 where the recipe names none
     "pushes": "speed of pushes",
     "delay": "delay",
     "arms": "amplitude of arm targets",
+    "alone": "how far the robot balances without support",
     "rough": "height and slope of rough ground",
     "commands": "ranges of the velocity command",
 }

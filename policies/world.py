@@ -60,6 +60,7 @@ class World:
         self.qpos: Array = self.batch.bind("qpos")
         self.qvel: Array = self.batch.bind("qvel")
         self.ctrl: Array = self.batch.bind("ctrl")
+        self._wrench: Array = self.batch.bind("xfrc_applied")
         self._geom_xpos: Array = self.batch.bind("geom_xpos")
         self._force: Array = self.batch.bind("actuator_force")
         self.fields: dict[str, Array] = {name: self.batch.expand(name) for name in FIELDS}
@@ -70,7 +71,7 @@ class World:
         ])  # fmt: skip
         count = len(body.joint_names)
         self.hands = [model.body(name).id for name in _hand_bodies(robot, model)]
-        self.torso = model.body(robot.gantry.body).id
+        self.torso, self.base = model.body(robot.gantry.body).id, int(model.jnt_bodyid[0])
         self.start_height = _start_height(model, body, self.spheres, recipe.sim.feet.radius)
         points = torch.tensor(recipe.sim.feet.points)[:, :2]
         # Least squares: heights of the spheres -> slope of the sole against the ground.
@@ -78,7 +79,7 @@ class World:
         self.delay = torch.zeros(num_envs, dtype=torch.long)  # physics steps
         self.encoder = torch.zeros(num_envs, count)  # rad added to joint positions
         self.rough = torch.arange(num_envs) < round(recipe.sim.rough.share * num_envs)
-        self.rough_level = 1.0
+        self.rough_level, self.alone = 1.0, 1.0
         self.laid = torch.zeros(num_envs, 2, dtype=torch.bool)  # since the foot's last contact
         self.push_speed = torch.zeros(2)  # m/s, rad/s
         self.push_interval: tuple[float, float] = (math.inf, math.inf)  # s
@@ -101,6 +102,7 @@ class World:
         Args:
             targets: (B, N) rad.
         """
+        self._support()
         new, decimation = targets.double().numpy(), self.recipe.sim.decimation
         at = [0, *sorted({int(d) for d in self.delay.unique()} - {0, decimation}), decimation]
         delay = self.delay.numpy()
@@ -111,6 +113,19 @@ class World:
         before = self._feet
         self.read()
         self.foot_velocity = (self._feet - before) / self.recipe.step_dt
+
+    def _support(self) -> None:
+        """A torque that rights the base, as hands at its hips would; gone once `alone` is 1."""
+        spec, (w, x, y, z) = self.recipe.sim.support, self.quat.unbind(1)
+        up = torch.stack([2 * (x * z - w * y), 2 * (w * x + y * z)], 1)  # the world's, base frame
+        turn = torch.stack([-up[:, 1], up[:, 0]], 1)  # from the base's own z axis to it
+        torque = torch.zeros(self.num_envs, 3)
+        torque[:, :2] = spec.stiffness * turn - spec.damping * self.gyro[:, :2]
+        torque *= 1.0 - self.alone
+        axis = self.quat[:, 1:]
+        across = 2 * torch.linalg.cross(axis, torque)
+        torque = torque + self.quat[:, :1] * across + torch.linalg.cross(axis, across)
+        self._wrench[:, self.base, 3:] = torque.numpy()
 
     def read(self) -> None:
         """Tensors of the state as it is now."""
@@ -161,6 +176,7 @@ class World:
         self.qpos[ids, :FREE_POS] = (0, 0, self.start_height, 1, 0, 0, 0)
         self.qpos[ids, FREE_POS:] = self.body.default_joint_pos.numpy()
         self.batch.bind("qacc_warmstart")[ids] = 0
+        self._wrench[ids] = 0
         for name, params in table.items():
             RANDOMISATION[name](self, ids, level, **params)
         self._old_ctrl[ids] = self.qpos[ids, FREE_POS:]
@@ -223,6 +239,7 @@ class World:
             "fields": {name: torch.from_numpy(v.copy()) for name, v in self.fields.items()},
             "push_interval": self.push_interval,
             "rough_level": self.rough_level,
+            "alone": self.alone,
             "tensors": {name: getattr(self, name).clone() for name in names},
         }
 
@@ -234,7 +251,8 @@ class World:
         self.batch.set_const()
         self.batch.state[:] = given["state"].numpy()
         self._old_ctrl[:] = given["old_ctrl"].numpy()
-        self.push_interval, self.rough_level = tuple(given["push_interval"]), given["rough_level"]
+        self.push_interval = tuple(given["push_interval"])
+        self.rough_level, self.alone = given["rough_level"], given["alone"]
         self.batch.forward(stage=STAGE)
         self.read()
         for name, value in given["tensors"].items():

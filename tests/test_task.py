@@ -195,6 +195,28 @@ def test_rough_ground_changes_under_a_swinging_foot_only():
     np.testing.assert_array_equal(world.fields["geom_pos"][:, world.planes, 2], laid)
 
 
+def test_support_rights_a_leaning_base_in_any_heading_and_is_gone_at_the_end():
+    task = Task(quiet(), ROBOT, num_envs=3)
+    world = task.world
+    lean = torch.tensor([[0.995, 0.0998, 0.0, 0.0], [0.995, 0.0, 0.0998, 0.0]])  # roll, pitch +0.2
+    turned = torch.tensor([0.7071, 0.0, 0.0, 0.7071])  # a quarter turn to the left, then the roll
+    w, x, y, z = turned
+    a, b = lean[0, 0], lean[0, 1]
+    world.quat = torch.stack([*lean, torch.stack([w * a - x * b, w * b + x * a, y * a + z * b,
+                                                  z * a - y * b])])  # fmt: skip
+    world.gyro = torch.zeros(3, 3)
+    world.alone = 0.5
+    world._support()
+    torque = world._wrench[:, world.base, 3:]
+    half = 0.5 * WALK.sim.support.stiffness * np.sin(0.2)
+    np.testing.assert_allclose(torque[0], [-half, 0, 0], atol=0.01 * half)
+    np.testing.assert_allclose(torque[1], [0, -half, 0], atol=0.01 * half)
+    np.testing.assert_allclose(torque[2], [0, -half, 0], atol=0.01 * half)
+    world.alone = 1.0
+    world._support()
+    assert not world._wrench.any()
+
+
 def test_feet_of_the_start_touch_the_ground_they_stand_on():
     task = Task(quiet(), ROBOT, num_envs=2)
     assert task.world.foot_contact.all()

@@ -131,10 +131,10 @@ REWARD_CASES: dict[str, tuple[dict, dict, float]] = {
     "alive": ({}, {}, 1.0),
     "foot_phase": (
         {"swing": torch.tensor([[1.0, 0]]), "foot_height": torch.tensor([[0.05, 0]]),
-         "moving": torch.ones(1)}, {"height": 0.1, "sigma": 0.0025}, math.exp(-1)),
+         "moving": torch.ones(1)}, {"height": 0.1, "sigma": 0.0025}, math.exp(-1) - math.exp(-4)),
     "contact_phase": (
         {"swing": torch.tensor([[0.5, 0]]), "foot_contact": torch.tensor([[0.0, 1]]),
-         "moving": torch.ones(1)}, {}, 2.0),
+         "moving": torch.ones(1)}, {}, 1.0),
     "stand_contact": ({"foot_contact": torch.ones(1, 2)}, {}, 1.0),
     "upright": ({"gravity": torch.tensor([[0.3, 0.4, -0.866]])}, {}, 0.25),
     "height": ({"base_height": torch.tensor([0.65])}, {}, 0.01),
@@ -209,3 +209,16 @@ def test_history_is_filled_at_the_start_and_holds_the_oldest_first():
         first = torch.tensor([[float(step == 1)]])
         seen, past = terms_.assemble(frame, past, first)
         assert seen[0].tolist() == [1, 2, 3, *(v for x in expected for v in (x, -x))]
+
+
+def test_standing_still_where_a_walk_is_asked_is_worth_nothing():
+    asked = command(0.5, 0.2, 0.4)
+    given = state(
+        command=asked, velocity_error=asked[:, :3].clone(), moving=torch.ones(1),
+        swing=torch.tensor([[0.7, 0.0]]), foot_height=torch.zeros(1, 2),
+        foot_contact=torch.ones(1, 2),
+    )  # fmt: skip
+    for name in ("track_linear", "track_linear_mean", "track_yaw", "foot_phase", "contact_phase"):
+        assert REWARDS[name](given).item() == pytest.approx(0.0, abs=1e-6), name
+    exact = state(command=asked, velocity=torch.tensor([[0.5, 0.2, 0.0]]), moving=torch.ones(1))
+    assert REWARDS["track_linear"](exact, sigma=0.29).item() == pytest.approx(1 - math.exp(-1))
