@@ -216,8 +216,10 @@ class Ppo(Strict):
     clip_param: Positive = 0.2
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.99
     lam: Share = 0.95
-    entropy_coef: NotNegative = 0.002
+    entropy_coef: NotNegative = 0.001
     value_loss_coef: NotNegative = 1.0
+    use_clipped_value_loss: bool = False
+    """values may move by clip_param an update: too slow where returns are ten and updates few."""
     max_grad_norm: Positive = 1.0
     learning_rate: Positive = 1.0e-3
     learning_rate_range: PositiveRange = (1.0e-4, 1.0e-2)

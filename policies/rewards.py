@@ -232,7 +232,9 @@ def ramp(level: float, done: float, survived: float, *, start: float = 0.0, end:
 
 def by_survival(level: float, done: float, survived: float, *, low: float = 0.3,
                 step: float = 2.0e-4, fall: float = 0.3, rise: float = 0.7) -> float:  # fmt: skip
-    """Up by `step` at each policy step while episodes last, down while they are short."""
+    """From `low` up by `step` at each policy step while episodes last, down while they are short."""
+    if done == 0.0:
+        return low
     change = step if survived > rise else -step if survived < fall else 0.0
     return min(max(level + change, low), 1.0)
 

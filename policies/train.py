@@ -122,7 +122,8 @@ def make_learner(env: VecEnv, ppo: Ppo, device: str = "cpu", ranks: Ranks | None
         actor["class_name"] = critic["class_name"] = MLPModel
     names = (
         "num_learning_epochs", "num_mini_batches", "clip_param", "gamma", "lam", "entropy_coef",
-        "value_loss_coef", "max_grad_norm", "learning_rate", "schedule", "desired_kl",
+        "value_loss_coef", "use_clipped_value_loss", "max_grad_norm", "learning_rate", "schedule",
+        "desired_kl",
     )  # fmt: skip
     algorithm: dict[str, Any] = {name: getattr(ppo, name) for name in names}
     algorithm["class_name"] = BoundedPPO
@@ -267,7 +268,7 @@ class Trainer:
             "running": self.running.clone(),
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(self.device) if "cuda" in self.device else None,
-            "numpy": np.random.get_state(),
+            "numpy": _numpy_state(),
             "python": random.getstate(),
         }
 
@@ -295,8 +296,15 @@ class Trainer:
         torch.set_rng_state(own["torch"])
         if own["cuda"] is not None:
             torch.cuda.set_rng_state(own["cuda"], self.device)
-        np.random.set_state(own["numpy"])
+        name, keys, *others = own["numpy"]
+        np.random.set_state((name, keys.numpy(), *others))
         random.setstate(own["python"])
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    """Of NumPy's random numbers, in types that torch reads without unpickling."""
+    name, keys, *others = np.random.get_state()
+    return name, torch.from_numpy(np.array(keys)), *others
 
 
 def _seed(seed: int) -> None:
@@ -319,13 +327,13 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `Trainer.save` wrote. It is unpickled: read only your own.
+    """What `Trainer.save` wrote: tensors and plain values, nothing is unpickled.
 
     Raises:
         UserError: there is none, or it is none.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch raises many kinds on a file that is no archive of its own
