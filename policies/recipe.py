@@ -70,7 +70,7 @@ class Rough(Strict):
 
 
 class Support(Strict):
-    """Rights the base while the level "alone" is below 1: first to step, then to balance."""
+    """Rights the base: each robot between none of it and what the level "alone" leaves of it."""
 
     stiffness: NotNegative
     """N m/rad."""

@@ -232,9 +232,9 @@ def ramp(level: float, done: float, survived: float, *, start: float = 0.0, end:
 
 def by_survival(level: float, done: float, survived: float, *, low: float = 0.3,
                 step: float = 2.0e-4, fall: float = 0.3, rise: float = 0.7) -> float:  # fmt: skip
-    """From `low` up by `step` at each policy step while episodes last, down while they are short."""
-    if done == 0.0:
-        return low
+    """From `low` up by `step` each policy step while episodes last, down while they are short."""
+    if done <= 0.0 or done >= 1.0:
+        return low if done <= 0.0 else 1.0
     change = step if survived > rise else -step if survived < fall else 0.0
     return min(max(level + change, low), 1.0)
 
@@ -246,7 +246,7 @@ LEVELS = {  # what a level scales; 1 where the recipe names none
     "pushes": "speed of pushes",
     "delay": "delay",
     "arms": "amplitude of arm targets",
-    "alone": "how far the robot balances without support",
+    "alone": "the least share of balancing that is left to a robot",
     "rough": "height and slope of rough ground",
     "commands": "ranges of the velocity command",
 }

@@ -267,7 +267,7 @@ class Task(VecEnv):
         for name, row in self.recipe.curriculum.items():
             grow = CURRICULUM[row.term]
             self.levels[name] = grow(self.levels[name], done, self.survived, **row.params)
-        self.world.rough_level, self.world.alone = self.levels["rough"], self.levels["alone"]
+        self.world.rough_level = self.levels["rough"]
 
     def _reset(self, mask: Tensor) -> None:
         rows = torch.nonzero(mask).flatten()

@@ -355,7 +355,7 @@ class RunOptions:
     steps: int | None = None
     """environment steps in all; None: the recipe's"""
     envs: int | None = None
-    """environments of each process; None: the recipe's"""
+    """environments of all processes together; None: the recipe's"""
     seed: int | None = None
     threads: int = 0
     """of the physics, and of torch while learning; 0: the machine's cores"""
@@ -385,10 +385,14 @@ def train(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Path:
     recipe = _adjusted(recipe, options)
     prepare(out, recipe, options.resume, ranks)
     robot = load_robot(recipe.robot)
-    cores = options.threads or max(1, (os.cpu_count() or 1) // ranks.local_world)
+    cores = options.threads or _own_cores(ranks)
+    if recipe.num_envs % ranks.world:
+        raise UserError(
+            f"{recipe.num_envs} environments cannot be shared by {ranks.world} processes"
+        )
     env = Task(
-        recipe, robot, seed=ranks.rank, threads=cores, device=device,
-        total_steps=recipe.total_steps // ranks.world,
+        recipe, robot, num_envs=recipe.num_envs // ranks.world, seed=ranks.rank, threads=cores,
+        device=device, total_steps=recipe.total_steps // ranks.world,
     )  # fmt: skip
     trainer = Trainer(env, recipe.ppo, recipe.seed, device, ranks, cores)
     if options.resume:
@@ -433,6 +437,15 @@ def run(
         show(row)
     if board is not None:
         board.close()
+
+
+def _own_cores(ranks: Ranks) -> int:
+    """Keep to this process's share of the machine's cores, so that none waits for another's."""
+    cores = sorted(os.sched_getaffinity(0))
+    count = max(1, len(cores) // ranks.local_world)
+    if ranks.local_world > 1:
+        os.sched_setaffinity(0, cores[ranks.local * count : (ranks.local + 1) * count] or cores)
+    return count
 
 
 def _agreed(trainer: Trainer, mine: bool) -> bool:

@@ -23,7 +23,7 @@ class Train:
     steps: int | None = None
     """environment steps in all; default: the recipe's"""
     envs: int | None = None
-    """environments of each process; default: the recipe's"""
+    """environments of all processes together; default: the recipe's"""
     seed: int | None = None
     """default: the recipe's"""
     threads: int = 0

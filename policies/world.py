@@ -79,7 +79,8 @@ class World:
         self.delay = torch.zeros(num_envs, dtype=torch.long)  # physics steps
         self.encoder = torch.zeros(num_envs, count)  # rad added to joint positions
         self.rough = torch.arange(num_envs) < round(recipe.sim.rough.share * num_envs)
-        self.rough_level, self.alone = 1.0, 1.0
+        self.rough_level = 1.0
+        self.alone = torch.ones(num_envs, 1)  # share of balancing that is left to the robot
         self.laid = torch.zeros(num_envs, 2, dtype=torch.bool)  # since the foot's last contact
         self.push_speed = torch.zeros(2)  # m/s, rad/s
         self.push_interval: tuple[float, float] = (math.inf, math.inf)  # s
@@ -115,7 +116,7 @@ class World:
         self.foot_velocity = (self._feet - before) / self.recipe.step_dt
 
     def _support(self) -> None:
-        """A torque that rights the base, as hands at its hips would; gone once `alone` is 1."""
+        """A torque that rights the base, as hands at its hips would; none where `alone` is 1."""
         spec, (w, x, y, z) = self.recipe.sim.support, self.quat.unbind(1)
         up = torch.stack([2 * (x * z - w * y), 2 * (w * x + y * z)], 1)  # the world's, base frame
         turn = torch.stack([-up[:, 1], up[:, 0]], 1)  # from the base's own z axis to it
@@ -177,6 +178,8 @@ class World:
         self.qpos[ids, FREE_POS:] = self.body.default_joint_pos.numpy()
         self.batch.bind("qacc_warmstart")[ids] = 0
         self._wrench[ids] = 0
+        # Each between the level and none at all: some always show what balancing is.
+        self.alone[rows] = self.uniform(level["alone"], 1.0, len(ids), 1)
         for name, params in table.items():
             RANDOMISATION[name](self, ids, level, **params)
         self._old_ctrl[ids] = self.qpos[ids, FREE_POS:]
@@ -231,7 +234,10 @@ class World:
 
     def state_dict(self) -> dict:
         """Everything that the next step depends on."""
-        names = ("delay", "encoder", "laid", "push_speed", "next_push", "foot_velocity", "_feet")
+        names = (
+            "delay", "encoder", "laid", "push_speed", "next_push", "foot_velocity", "_feet",
+            "alone",
+        )  # fmt: skip
         return {
             "generator": self.generator.get_state(),
             "state": torch.from_numpy(self.batch.state.copy()),
@@ -239,7 +245,6 @@ class World:
             "fields": {name: torch.from_numpy(v.copy()) for name, v in self.fields.items()},
             "push_interval": self.push_interval,
             "rough_level": self.rough_level,
-            "alone": self.alone,
             "tensors": {name: getattr(self, name).clone() for name in names},
         }
 
@@ -251,8 +256,7 @@ class World:
         self.batch.set_const()
         self.batch.state[:] = given["state"].numpy()
         self._old_ctrl[:] = given["old_ctrl"].numpy()
-        self.push_interval = tuple(given["push_interval"])
-        self.rough_level, self.alone = given["rough_level"], given["alone"]
+        self.push_interval, self.rough_level = tuple(given["push_interval"]), given["rough_level"]
         self.batch.forward(stage=STAGE)
         self.read()
         for name, value in given["tensors"].items():

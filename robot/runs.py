@@ -102,7 +102,8 @@ class RunConfig(Strict):
     @field_validator("policy", mode="before")
     @classmethod
     def _shipped(cls, given: Any) -> Any:
-        return shipped_policies().get(given, given) if isinstance(given, str) else given
+        shipped = shipped_policies()
+        return str(shipped[given]) if isinstance(given, str) and given in shipped else given
 
     @model_validator(mode="after")
     def _periods_fit(self) -> RunConfig:

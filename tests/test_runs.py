@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from robot.config import UserError
-from robot.runs import RUNS, RunConfig, load_run, run_path
+from robot.runs import RUNS, RunConfig, load_run, run_path, shipped_policies
 
 GOOD = "robot: g1\ndriver: sim\n"
 
@@ -110,3 +110,14 @@ def test_overrides_reach_into_the_file():
 def test_a_run_survives_the_way_to_its_processes():
     run = load_run("sim", {"policy": "/a/b.onnx", "operator.velocity": [0.5, 0, 0]})
     assert RunConfig.model_validate_json(run.model_dump_json()) == run
+
+
+def test_a_policy_that_comes_with_plexus_is_found_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "walk").mkdir()
+    file = tmp_path / "walk" / "walk.onnx"
+    file.write_bytes(b"")
+    monkeypatch.setattr("robot.runs.SHIPPED", tmp_path)
+    assert shipped_policies() == {"walk": file}
+    assert load_run("sim", {"policy": "walk"}).policy == file
+    assert load_run("sim", {"policy": "other.onnx"}).policy == Path("other.onnx")
+    assert load_run("sim", {"policy": None}).policy is None

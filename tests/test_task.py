@@ -205,14 +205,14 @@ def test_support_rights_a_leaning_base_in_any_heading_and_is_gone_at_the_end():
     world.quat = torch.stack([*lean, torch.stack([w * a - x * b, w * b + x * a, y * a + z * b,
                                                   z * a - y * b])])  # fmt: skip
     world.gyro = torch.zeros(3, 3)
-    world.alone = 0.5
+    world.alone[:] = 0.5
     world._support()
     torque = world._wrench[:, world.base, 3:]
     half = 0.5 * WALK.sim.support.stiffness * np.sin(0.2)
     np.testing.assert_allclose(torque[0], [-half, 0, 0], atol=0.01 * half)
     np.testing.assert_allclose(torque[1], [0, -half, 0], atol=0.01 * half)
     np.testing.assert_allclose(torque[2], [0, -half, 0], atol=0.01 * half)
-    world.alone = 1.0
+    world.alone[:] = 1.0
     world._support()
     assert not world._wrench.any()
 

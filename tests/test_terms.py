@@ -179,9 +179,11 @@ def test_levels_grow_as_the_curriculum_says():
     assert rewards.ramp(0, 0.1, 0, start=0.2, end=0.6, low=0.5) == 0.5
     assert rewards.ramp(0, 0.4, 0, start=0.2, end=0.6, low=0.5) == pytest.approx(0.75)
     assert rewards.ramp(0, 0.9, 0, start=0.2, end=0.6) == 1.0
-    assert rewards.by_survival(0.5, 0, 0.9, step=0.1) == pytest.approx(0.6)
-    assert rewards.by_survival(0.5, 0, 0.1, step=0.1) == pytest.approx(0.4)
-    assert rewards.by_survival(0.5, 0, 0.5, step=0.1) == 0.5
+    assert rewards.by_survival(0.5, 0.1, 0.9, step=0.1) == pytest.approx(0.6)
+    assert rewards.by_survival(0.5, 0.1, 0.1, step=0.1) == pytest.approx(0.4)
+    assert rewards.by_survival(0.5, 0.1, 0.5, step=0.1) == 0.5
+    assert rewards.by_survival(1.0, 0.0, 0.9, low=0.3) == 0.3  # before the first step
+    assert rewards.by_survival(0.5, 1.0, 0.1, low=0.3) == 1.0  # as the judge asks
 
 
 def test_the_mirror_is_its_own_inverse_and_exchanges_the_sides():
