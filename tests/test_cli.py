@@ -222,7 +222,7 @@ def test_help_tells_every_option_in_words(say: Callable[[str], Said], name: str)
             assert len(words.split()) >= 2, f"{line!r} is not explained"
     if name == "run":
         assert shown == {
-            "--policy", "--seconds", "--headless", "--command", "--json", "--video", "--seed",
+            "--policy", "--seconds", "--headless", "--command", "--arms", "--json", "--video", "--seed",
             "--collisions", "--lockstep", "--filter", "--provider", "--timing-factor", "--log",
         }  # fmt: skip
     elif name == "":
