@@ -65,13 +65,13 @@ def measure(recipe_name: str, seconds: float, threads: int, envs: int | None = N
     return rows
 
 
-def lines(rows: list[Row]) -> list[str]:
-    """What the table does not say: environment steps per second."""
+def lines(rows: list[Row], machine: Machine) -> list[str]:
+    """What the table does not say: environment steps per second, and where they were made."""
     whole = rows[0].extra
     return [
         f"environment steps per second: whole loop {whole['ours_per_s']:,}, "
         f"bare physics {whole['floor_per_s']:,}",
-        f"machine: {Machine()}",
+        f"machine: {machine}",
     ]
 
 

@@ -73,11 +73,12 @@ def bench_train(json_path: Path | None, seconds: float) -> int:
     check_writable(json_path)
     _check_packages()
     from policies.train_bench import lines, measure
-    from robot.bench import print_rows
+    from robot.bench import Machine, print_rows
 
+    machine = Machine()  # counts stolen time from here on
     rows = measure("walk", seconds, os.cpu_count() or 1)
     print_rows(rows)
-    print("\n".join(lines(rows)))
+    print("\n".join(lines(rows, machine)))
     if json_path is not None:
         json_path.write_text(json.dumps([row.to_dict() for row in rows], indent=1) + "\n")
     return 0
