@@ -69,15 +69,6 @@ class Rough(Strict):
     """rad."""
 
 
-class Support(Strict):
-    """Rights the base: each robot between none of it and what the level "alone" leaves of it."""
-
-    stiffness: NotNegative
-    """N m/rad."""
-    damping: NotNegative
-    """N m s/rad."""
-
-
 class SimRecipe(Strict):
     """The training physics; not what the evaluator uses."""
 
@@ -88,7 +79,6 @@ class SimRecipe(Strict):
     iterations: Count
     """of the PGS solver."""
     feet: Feet
-    support: Support
     rough: Rough
 
     @property

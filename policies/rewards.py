@@ -32,6 +32,7 @@ class State:
     last_action: Tensor  # (B, N)
     older_action: Tensor  # (B, N)
     foot_height: Tensor  # (B, 2) m of the sole over the ground below it
+    lift: Tensor  # (B, 2) m to which the last swings of each foot rose
     foot_tilt: Tensor  # (B, 2) squared slope of the sole against the ground
     foot_speed: Tensor  # (B, 2) m/s, horizontal
     foot_contact: Tensor  # (B, 2) 1 in contact
@@ -42,31 +43,20 @@ class State:
 # --- rewards, each (B,), per second; weights say the sign -----------------------------------------
 
 
-def _above_standing(s: State, error: Tensor, command: Tensor, sigma: float) -> Tensor:
-    """exp(-error/sigma), less what standing still would get for the same command to move.
-
-    A constant for each command, so it changes nothing but the worth of standing there: without it
-    that was safe and well paid, and was all that was learned.
-    """
-    return torch.exp(-error / sigma) - torch.exp(-command / sigma) * s.moving
-
-
 def track_linear(s: State, *, sigma: float = 0.2) -> Tensor:
-    """exp(-|e|²/sigma) of vx, vy of this step, above standing."""
+    """exp(-|e|²/sigma) of vx, vy of this step."""
     error = (s.command[:, :2] - s.velocity[:, :2]).square().sum(1)
-    return _above_standing(s, error, s.command[:, :2].square().sum(1), sigma)
+    return torch.exp(-error / sigma)
 
 
 def track_linear_mean(s: State, *, sigma: float = 0.05) -> Tensor:
     """The same of the mean over a gait cycle, where the sway of stepping cancels."""
-    error = s.velocity_error[:, :2].square().sum(1)
-    return _above_standing(s, error, s.command[:, :2].square().sum(1), sigma)
+    return torch.exp(-s.velocity_error[:, :2].square().sum(1) / sigma)
 
 
 def track_yaw(s: State, *, sigma: float = 0.25) -> Tensor:
-    """exp(-e²/sigma) of the yaw rate's mean over a gait cycle, above standing."""
-    error = s.velocity_error[:, 2].square()
-    return _above_standing(s, error, s.command[:, 2].square(), sigma)
+    """exp(-e²/sigma) of the yaw rate's mean over a gait cycle."""
+    return torch.exp(-s.velocity_error[:, 2].square() / sigma)
 
 
 def alive(s: State) -> Tensor:
@@ -75,17 +65,14 @@ def alive(s: State) -> Tensor:
 
 
 def foot_phase(s: State, *, height: float = 0.1, sigma: float = 0.006) -> Tensor:
-    """exp(-sum (z - z_ref)²/sigma), z_ref the clock's half-sine bump; less that of feet flat."""
-    wanted = height * s.swing
-    error = (s.foot_height - wanted).square().sum(1)
-    flat = wanted.square().sum(1)
-    return (torch.exp(-error / sigma) - torch.exp(-flat / sigma)) * s.moving
+    """exp(-sum (z - z_ref)²/sigma), z_ref the clock's half-sine bump; only while stepping."""
+    error = (s.foot_height - height * s.swing).square().sum(1)
+    return torch.exp(-error / sigma) * s.moving
 
 
 def contact_phase(s: State) -> Tensor:
-    """Feet in the air when the clock says so, less those that are when it does not."""
-    lifted, due = 1 - s.foot_contact, (s.swing > 0).float()
-    return (lifted * (2 * due - 1)).sum(1) * s.moving
+    """How many feet are in contact when the clock says so."""
+    return (s.foot_contact == (s.swing <= 0)).float().sum(1) * s.moving
 
 
 def stand_contact(s: State) -> Tensor:
@@ -188,12 +175,22 @@ def sunk(s: State, *, height: float = 0.4) -> Tensor:
     return s.base_height < height
 
 
+def dragging(s: State, *, height: float = 0.02) -> Tensor:
+    """A foot was not lifted by `height` m when it was its turn, for more than a gait cycle.
+
+    Standing where a walk is asked is safe and pays: a robot that may stand learns nothing else.
+    """
+    return s.lift.amin(1) < height
+
+
 def diverged(s: State) -> Tensor:
     """The physics is no longer finite."""
     return ~s.finite
 
 
-TERMINATIONS: dict[str, Callable[..., Tensor]] = {f.__name__: f for f in (tilted, sunk, diverged)}
+TERMINATIONS: dict[str, Callable[..., Tensor]] = {
+    f.__name__: f for f in (tilted, sunk, dragging, diverged)
+}
 
 
 # --- what the critic sees beside the observation terms --------------------------------------------
@@ -221,32 +218,21 @@ CRITIC: dict[str, tuple[Callable[[State], Tensor], Callable[[Body], Signed]]] = 
 }
 
 
-# --- curriculum: level in [0, 1] from the share of the training done and of the episode survived --
+# --- curriculum: level in [0, 1] from the share of the training done ------------------------------
 
 
-def ramp(level: float, done: float, survived: float, *, start: float = 0.0, end: float = 1.0,
-         low: float = 0.0) -> float:  # fmt: skip
+def ramp(done: float, *, start: float = 0.0, end: float = 1.0, low: float = 0.0) -> float:
     """From `low` at `start` to 1 at `end`, shares of the training."""
     return low + (1 - low) * min(max((done - start) / max(end - start, 1e-9), 0.0), 1.0)
 
 
-def by_survival(level: float, done: float, survived: float, *, low: float = 0.3,
-                step: float = 2.0e-4, fall: float = 0.3, rise: float = 0.7) -> float:  # fmt: skip
-    """From `low` up by `step` each policy step while episodes last, down while they are short."""
-    if done <= 0.0 or done >= 1.0:
-        return low if done <= 0.0 else 1.0
-    change = step if survived > rise else -step if survived < fall else 0.0
-    return min(max(level + change, low), 1.0)
-
-
-CURRICULUM: dict[str, Callable[..., float]] = {"ramp": ramp, "by_survival": by_survival}
+CURRICULUM: dict[str, Callable[..., float]] = {"ramp": ramp}
 LEVELS = {  # what a level scales; 1 where the recipe names none
     "penalties": "rewards of negative weight",
     "randomisation": "the distance of random physics from nominal",
     "pushes": "speed of pushes",
     "delay": "delay",
     "arms": "amplitude of arm targets",
-    "alone": "the least share of balancing that is left to a robot",
     "rough": "height and slope of rough ground",
     "commands": "ranges of the velocity command",
 }

@@ -34,13 +34,15 @@ from policies.terms import (
 from policies.world import World
 from robot.model import Robot
 
-SURVIVAL_EPISODES = 200  # episodes over which survival is averaged
+# Estimate of how high each foot is lifted: where an episode begins (m), and how much of an error at
+# the top of a swing it takes in. A foot that stays down is at a fifth of it after 1.5 cycles.
+LIFT_START, LIFT_RATE = 0.1, 0.12
 # What the task remembers beside the world, by name; all are exactly resumed.
 MEMORY = (
     "episode_length_buf", "action", "last_action", "older_action", "phase", "command",
     "next_command",
     "arm_from", "arm_to", "arm_at", "arm_time", "arm_random", "arm_swing", "arm_frequency",
-    "arm_angle", "velocity_error", "first", "reward_sums",
+    "arm_angle", "velocity_error", "lift", "first", "reward_sums",
 )  # fmt: skip
 
 
@@ -80,7 +82,6 @@ class Task(VecEnv):
         self._arm_swing = joint_values(recipe.arms.swing, robot.joint_names)[body.arms]
         self._filter = min(1.0, 1.0 / (recipe.clock.period / recipe.step_dt))
         self.levels = dict.fromkeys(LEVELS, 1.0)
-        self.survived = 0.0
         self.noise, self.pushed = True, True
         self.seconds = {"physics": 0.0, "whole": 0.0}
         self.ids = torch.arange(count)
@@ -95,13 +96,14 @@ class Task(VecEnv):
         self.arm_random = torch.zeros(count, dtype=torch.bool)
         self.arm_frequency, self.arm_angle = torch.ones(count), torch.zeros(count)
         self.velocity_error = torch.zeros(count, 3)
+        self.lift = torch.full((count, 2), LIFT_START)
         self.first = torch.ones(count, 1)
         self.reward_sums = torch.zeros(count, len(self._rewards))
         self.past = {
             name: torch.zeros(count, frames, width)
             for name, (frames, width) in self.policy_terms.history.items()
         }
-        self._grow()
+        self.grow()
         self._reset(torch.ones(count, dtype=torch.bool))
         self._observe()
 
@@ -143,7 +145,7 @@ class Task(VecEnv):
         dones = falls | time_outs
         log = self._log(state, dones, falls)
         self.steps += self.num_envs
-        self._grow()
+        self.grow()
         self._move_commands()
         self._reset(dones)
         self._observe()
@@ -161,7 +163,6 @@ class Task(VecEnv):
             "past": {name: value.clone() for name, value in self.past.items()},
             "observations": {k: self._observations[k].clone() for k in ("policy", "critic")},
             "levels": dict(self.levels),
-            "survived": self.survived,
             "steps": self.steps,
         }
 
@@ -172,8 +173,7 @@ class Task(VecEnv):
             setattr(self, name, value.clone())
         self.episode_length_buf = self.episode_length_buf.to(self.device)
         self.past = {name: value.clone() for name, value in given["past"].items()}
-        self.levels, self.survived = dict(given["levels"]), given["survived"]
-        self.steps = given["steps"]
+        self.levels, self.steps = dict(given["levels"]), given["steps"]
         groups = {k: v.clone().to(self.device) for k, v in given["observations"].items()}
         self._observations = TensorDict(groups, batch_size=[self.num_envs], device=self.device)
 
@@ -210,6 +210,9 @@ class Task(VecEnv):
         self.velocity_error = self.velocity_error + self._filter * (error - self.velocity_error)
         height = self.command[:, 3:4] - body.nominal_height
         soles, slope = world.soles, world.soles @ world.to_slope
+        foot_height = soles.mean(2)
+        # Least squares of height = lift * bump, recursively: a foot in stance changes nothing.
+        self.lift = self.lift + LIFT_RATE * bump * (foot_height - self.lift * bump)
         across = world.foot_pos[:, 0] - world.foot_pos[:, 1]
         return State(
             body=body, command=self.command, moving=running[:, 0].float(), swing=bump,
@@ -218,7 +221,7 @@ class Task(VecEnv):
             joint_pos=world.joint_pos, joint_vel=world.joint_vel, effort=world.effort,
             reference=reference(self.command, body) + height * body.squat,
             action=self.action, last_action=self.last_action, older_action=self.older_action,
-            foot_height=soles.mean(2), foot_tilt=slope.square().sum(2),
+            foot_height=foot_height, lift=self.lift, foot_tilt=slope.square().sum(2),
             foot_speed=world.foot_velocity.norm(dim=2), foot_contact=world.foot_contact,
             foot_gap=cos * across[:, 1] - sin * across[:, 0], finite=world.finite,
         )  # fmt: skip
@@ -257,16 +260,13 @@ class Task(VecEnv):
             sums = (self.reward_sums[dones] / seconds[:, None]).mean(0)
             log |= {f"reward/{name}": sums[i].item() for i, name in enumerate(self._rewards)}
             log["episode/falls"] = falls[dones].float().mean().item()
-            share = (ended / self.max_episode_length).mean().item()
-            weight = min(1.0, len(ended) / SURVIVAL_EPISODES)
-            self.survived += weight * (share - self.survived)
         return log
 
-    def _grow(self) -> None:
+    def grow(self) -> None:
+        """Levels of the curriculum for the steps done."""
         done = self.steps / self.total_steps
         for name, row in self.recipe.curriculum.items():
-            grow = CURRICULUM[row.term]
-            self.levels[name] = grow(self.levels[name], done, self.survived, **row.params)
+            self.levels[name] = CURRICULUM[row.term](done, **row.params)
         self.world.rough_level = self.levels["rough"]
 
     def _reset(self, mask: Tensor) -> None:
@@ -278,6 +278,7 @@ class Task(VecEnv):
         for buffer in (self.action, self.last_action, self.older_action):
             buffer[rows] = 0
         self.velocity_error[rows], self.reward_sums[rows], self.first[rows] = 0, 0, 1
+        self.lift[rows] = LIFT_START
         # Either foot may begin.
         self.phase[rows] = (self.world.uniform(0, 2, len(rows), 1)).floor() / 2
         self._draw_command(rows)
@@ -373,10 +374,10 @@ class Task(VecEnv):
         self._observations = TensorDict(groups, batch_size=[self.num_envs], device=self.device)
 
     def _critic_state(self, sensors: Sensors) -> State:
-        running, kept = stepping(sensors, self.body), self.velocity_error
+        running, kept = stepping(sensors, self.body), (self.velocity_error, self.lift)
         state = self._state(swing(self.phase, running, self.body.swing_share), running)
-        self.velocity_error = kept  # looking must not move the filter
-        state.velocity_error = kept
+        self.velocity_error, self.lift = kept  # looking must not move the filters
+        state.velocity_error, state.lift = kept
         return state
 
 

@@ -560,6 +560,7 @@ class Judge:
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             env = Task(self.recipe, self.robot, self.envs, NEVER_SEEN, self.threads)
             env.steps = env.total_steps  # the curriculum at its end, whatever the training's
+            env.grow()
             env.pushed = env.noise = False
             device = next(actor.parameters()).device
             alive, lived, errors = torch.ones(self.envs), 0.0, []

@@ -60,7 +60,6 @@ class World:
         self.qpos: Array = self.batch.bind("qpos")
         self.qvel: Array = self.batch.bind("qvel")
         self.ctrl: Array = self.batch.bind("ctrl")
-        self._wrench: Array = self.batch.bind("xfrc_applied")
         self._geom_xpos: Array = self.batch.bind("geom_xpos")
         self._force: Array = self.batch.bind("actuator_force")
         self.fields: dict[str, Array] = {name: self.batch.expand(name) for name in FIELDS}
@@ -71,7 +70,7 @@ class World:
         ])  # fmt: skip
         count = len(body.joint_names)
         self.hands = [model.body(name).id for name in _hand_bodies(robot, model)]
-        self.torso, self.base = model.body(robot.gantry.body).id, int(model.jnt_bodyid[0])
+        self.torso = model.body(robot.gantry.body).id
         self.start_height = _start_height(model, body, self.spheres, recipe.sim.feet.radius)
         points = torch.tensor(recipe.sim.feet.points)[:, :2]
         # Least squares: heights of the spheres -> slope of the sole against the ground.
@@ -80,7 +79,6 @@ class World:
         self.encoder = torch.zeros(num_envs, count)  # rad added to joint positions
         self.rough = torch.arange(num_envs) < round(recipe.sim.rough.share * num_envs)
         self.rough_level = 1.0
-        self.alone = torch.ones(num_envs, 1)  # share of balancing that is left to the robot
         self.laid = torch.zeros(num_envs, 2, dtype=torch.bool)  # since the foot's last contact
         self.push_speed = torch.zeros(2)  # m/s, rad/s
         self.push_interval: tuple[float, float] = (math.inf, math.inf)  # s
@@ -103,7 +101,6 @@ class World:
         Args:
             targets: (B, N) rad.
         """
-        self._support()
         new, decimation = targets.double().numpy(), self.recipe.sim.decimation
         at = [0, *sorted({int(d) for d in self.delay.unique()} - {0, decimation}), decimation]
         delay = self.delay.numpy()
@@ -114,19 +111,6 @@ class World:
         before = self._feet
         self.read()
         self.foot_velocity = (self._feet - before) / self.recipe.step_dt
-
-    def _support(self) -> None:
-        """A torque that rights the base, as hands at its hips would; none where `alone` is 1."""
-        spec, (w, x, y, z) = self.recipe.sim.support, self.quat.unbind(1)
-        up = torch.stack([2 * (x * z - w * y), 2 * (w * x + y * z)], 1)  # the world's, base frame
-        turn = torch.stack([-up[:, 1], up[:, 0]], 1)  # from the base's own z axis to it
-        torque = torch.zeros(self.num_envs, 3)
-        torque[:, :2] = spec.stiffness * turn - spec.damping * self.gyro[:, :2]
-        torque *= 1.0 - self.alone
-        axis = self.quat[:, 1:]
-        across = 2 * torch.linalg.cross(axis, torque)
-        torque = torque + self.quat[:, :1] * across + torch.linalg.cross(axis, across)
-        self._wrench[:, self.base, 3:] = torque.numpy()
 
     def read(self) -> None:
         """Tensors of the state as it is now."""
@@ -177,9 +161,6 @@ class World:
         self.qpos[ids, :FREE_POS] = (0, 0, self.start_height, 1, 0, 0, 0)
         self.qpos[ids, FREE_POS:] = self.body.default_joint_pos.numpy()
         self.batch.bind("qacc_warmstart")[ids] = 0
-        self._wrench[ids] = 0
-        # Each between the level and none at all: some always show what balancing is.
-        self.alone[rows] = self.uniform(level["alone"], 1.0, len(ids), 1)
         for name, params in table.items():
             RANDOMISATION[name](self, ids, level, **params)
         self._old_ctrl[ids] = self.qpos[ids, FREE_POS:]
@@ -236,7 +217,6 @@ class World:
         """Everything that the next step depends on."""
         names = (
             "delay", "encoder", "laid", "push_speed", "next_push", "foot_velocity", "_feet",
-            "alone",
         )  # fmt: skip
         return {
             "generator": self.generator.get_state(),
@@ -342,7 +322,8 @@ def pushes(w: World, ids: Ids, level: Level, *, speed: float = 0.5, turn: float 
 def start(w: World, ids: Ids, level: Level, *, joint: float = 0.1, speed: float = 0.3,
           tilt: float = 0.05, drop: float = 0.01) -> None:  # fmt: skip
     """Joints off the default pose by rad, a base speed per axis, a tilt, m above the ground."""
-    n, count = len(ids), len(w.body.joint_names)
+    n, count, share = len(ids), len(w.body.joint_names), level["randomisation"]
+    joint, speed, tilt = share * joint, share * speed, share * tilt
     low, high = w.body.position_limit.numpy().T
     pos = w.qpos[ids, FREE_POS:] + w.uniform(-joint, joint, n, count).numpy()
     w.qpos[ids, FREE_POS:] = np.clip(pos, low, high)

@@ -195,26 +195,19 @@ def test_rough_ground_changes_under_a_swinging_foot_only():
     np.testing.assert_array_equal(world.fields["geom_pos"][:, world.planes, 2], laid)
 
 
-def test_support_rights_a_leaning_base_in_any_heading_and_is_gone_at_the_end():
-    task = Task(quiet(), ROBOT, num_envs=3)
-    world = task.world
-    lean = torch.tensor([[0.995, 0.0998, 0.0, 0.0], [0.995, 0.0, 0.0998, 0.0]])  # roll, pitch +0.2
-    turned = torch.tensor([0.7071, 0.0, 0.0, 0.7071])  # a quarter turn to the left, then the roll
-    w, x, y, z = turned
-    a, b = lean[0, 0], lean[0, 1]
-    world.quat = torch.stack([*lean, torch.stack([w * a - x * b, w * b + x * a, y * a + z * b,
-                                                  z * a - y * b])])  # fmt: skip
-    world.gyro = torch.zeros(3, 3)
-    world.alone[:] = 0.5
-    world._support()
-    torque = world._wrench[:, world.base, 3:]
-    half = 0.5 * WALK.sim.support.stiffness * np.sin(0.2)
-    np.testing.assert_allclose(torque[0], [-half, 0, 0], atol=0.01 * half)
-    np.testing.assert_allclose(torque[1], [0, -half, 0], atol=0.01 * half)
-    np.testing.assert_allclose(torque[2], [0, -half, 0], atol=0.01 * half)
-    world.alone[:] = 1.0
-    world._support()
-    assert not world._wrench.any()
+def test_a_foot_that_stays_down_when_it_should_step_ends_the_episode_and_standing_does_not():
+    given = quiet(terminations={"dragging": {"height": 0.02}})
+    task = Task(given, ROBOT, num_envs=3)
+    task.noise = task.pushed = False
+    bump = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    running, ends = (bump.sum(1, keepdim=True) > 0), []
+    for _ in range(20):
+        task.world.soles[:] = 0.0
+        task.world.soles[2, 0] = 0.1  # lifts as the clock says
+        ends.append(task._judge(task._state(bump, running))[1])
+    assert not ends[0].any()  # a beginner has more than a cycle
+    assert ends[-1].tolist() == [True, False, False]
+    assert task.lift[2, 0] == pytest.approx(0.1) and task.lift[1, 0] == pytest.approx(0.1)
 
 
 def test_feet_of_the_start_touch_the_ground_they_stand_on():
