@@ -7,7 +7,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,8 @@ PANELS: dict[str, tuple[str, ...]] = {
     "environment steps per second": ("steps_per_s",),
 }
 Row = dict[str, float]
+Array = NDArray[np.float64]
+Curve = Callable[[Array], Array]
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -69,9 +71,27 @@ def draw_curves(path: Path, rows: Sequence[Row], title: str = "") -> None:
                 )
         if len(keys) > 1 and axes.lines:
             axes.legend(fontsize=7)
+        if len(rows) > 1:
+            above = axes.secondary_xaxis("top", functions=_minutes(rows))
+            above.tick_params(labelsize=7)
+            above.set_xlabel("minutes", fontsize=7)
     minutes = rows[-1].get("seconds", 0.0) / 60 if rows else 0.0
     figure.suptitle(f"{title}   {minutes:.1f} min" if rows else title, fontsize=10)
     figure.savefig(path, dpi=90)
+
+
+def _minutes(rows: Sequence[Row]) -> tuple[Curve, Curve]:
+    """Million steps to minutes of wall-clock time, and back."""
+    steps = np.array([row["steps"] for row in rows]) / 1e6
+    minutes = np.array([row["seconds"] for row in rows]) / 60
+
+    def along(x: Array, a: Array, b: Array) -> Array:
+        # beyond the ends, where margins of the plot lie, at the mean pace
+        pace = (b[-1] - b[0]) / max(a[-1] - a[0], 1e-12)
+        inside = np.interp(x, a, b)
+        return inside + pace * (np.minimum(x - a[0], 0) + np.maximum(x - a[-1], 0))
+
+    return lambda x: along(x, steps, minutes), lambda x: along(x, minutes, steps)
 
 
 def contact_sheet(path: Path, robot: Robot, motion: NDArray[np.float64]) -> str:
