@@ -9,7 +9,7 @@ mirrored values every weight matrix falls into two blocks of half its side.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
@@ -172,6 +172,55 @@ class EquivariantMLP(nn.Module):
             return self.even[-1](even)
         return self.outputs.join(self.even[-1](even), self.odd[-1](odd))
 
+    def plain(self) -> PlainMLP:
+        """The same function in ordinary layers: twice the weights, but few operations to start."""
+        blocks: list[tuple[Any, Any]] = list(zip_longest(self.even, self.odd))
+        eye = torch.eye(len(self.inputs.even_slot))
+        even, odd = (part.T for part in self.inputs.split(eye))  # the parts of this layer's input
+        layers = []
+        with torch.no_grad():
+            for of_even, of_odd in blocks[:-1]:
+                same, other = of_even.weight @ even, of_odd.weight @ odd
+                weight = torch.cat((same + other, same - other)) * ROOT_HALF
+                layers.append(_linear(weight, of_even.bias.repeat(2) * ROOT_HALF))
+                half = torch.eye(len(same)) * ROOT_HALF
+                even, odd = torch.cat((half, half), 1), torch.cat((half, -half), 1)
+            of_even, of_odd = blocks[-1]
+            weight, bias = of_even.weight @ even, of_even.bias
+            if self.outputs is not None:
+                other = of_odd.weight @ odd
+                none = torch.zeros(1, len(other))
+                bias = self.outputs.join(bias.unsqueeze(0), none).squeeze(0)
+                weight = self.outputs.join(weight.T, other.T).T
+            layers.append(_linear(weight, bias))
+        return PlainMLP(layers, self.activation)
+
+
+class PlainMLP(nn.Module):
+    """Linear layers with an activation between them.
+
+    Args:
+        layers: each takes what the one before gives.
+        activation: of all but the last.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layers, self.activation = nn.ModuleList(layers), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, inputs) -> (batch, outputs)."""
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+        return self.layers[-1](x)
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    return layer
+
 
 class MirrorNormalization(EmpiricalNormalization):
     """Running mean and spread over what was seen and over its mirror image."""
@@ -260,6 +309,18 @@ class EquivariantModel(MLPModel):
         self.mlp: MLP = EquivariantMLP(inputs, outputs, hidden_dims, activation)  # type: ignore[assignment]
         if self.distribution is not None:
             self.distribution.init_mlp_weights(self.mlp)
+
+    def as_onnx(self, verbose: bool) -> nn.Module:
+        """The network for export: ordinary layers, the first of which normalises."""
+        model: Any = super().as_onnx(verbose)
+        model.mlp = model.mlp.plain()
+        if self.obs_normalization:
+            normaliser, first = model.obs_normalizer, model.mlp.layers[0]
+            with torch.no_grad():
+                first.weight /= normaliser._std + normaliser.eps
+                first.bias -= first.weight @ normaliser._mean.squeeze(0)
+            model.obs_normalizer = nn.Identity()
+        return model
 
 
 def augment(

@@ -186,7 +186,9 @@ def test_a_state_dict_holds_all_that_was_learned() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch calls this exporter old
 def test_the_exported_graph_computes_the_same(tmp_path) -> None:
-    actor = model(True, distribution_cfg={"class_name": JointNoise, "reflection": None}).eval()
+    actor = model(True, distribution_cfg={"class_name": JointNoise, "reflection": None})
+    actor.update_normalization(of(3 * torch.randn(64, 6) + 1))
+    actor.eval()
     graph = actor.as_onnx(verbose=False).eval()
     torch.onnx.export(graph, (torch.zeros(1, 6),), str(tmp_path / "a.onnx"), dynamo=False,
                       opset_version=18, input_names=["obs"], output_names=["action"],
