@@ -216,6 +216,8 @@ class Ppo(Strict):
     schedule: Literal["adaptive", "fixed"] = "adaptive"
     desired_kl: Positive = 0.01
     init_std: Positive = 0.5
+    final_std: Positive = 0.5
+    """exploration has a bound that goes from init_std to this over the training."""
     actor_hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 128, 128)
     critic_hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 128, 128)
     activation: Literal["elu", "relu", "tanh", "silu"] = "elu"

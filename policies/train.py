@@ -41,7 +41,7 @@ KEPT = 3  # newest checkpoints that stay on the disk
 EPISODES = 100  # ended last, over which return and length are averaged
 LINE_EVERY = 10.0  # s between lines where there is no terminal
 NEVER_SEEN = 1_000_003  # added to the seed of the quick evaluation's environments
-STD_RANGE = (0.05, 1.5)  # exploration neither dies nor runs away
+STD_LEAST = 0.05  # exploration does not die
 CHECKPOINTS, BEST, CURVES, RECIPE = "checkpoints", "best.pt", "curves.csv", "recipe.yaml"
 
 
@@ -109,7 +109,7 @@ def make_learner(env: VecEnv, ppo: Ppo, device: str = "cpu", ranks: Ranks | None
     shared = {"activation": ppo.activation, "obs_normalization": ppo.normalise}
     actor = {"hidden_dims": ppo.actor_hidden, **shared}
     critic = {"hidden_dims": ppo.critic_hidden, **shared}
-    noise = {"class_name": JointNoise, "init_std": ppo.init_std, "std_range": STD_RANGE}
+    noise = {"class_name": JointNoise, "init_std": ppo.init_std}
     if ppo.symmetry == "equivariant":
         for width in (*ppo.actor_hidden, *ppo.critic_hidden):
             if width % 2:
@@ -170,6 +170,7 @@ class Trainer:
         self.ranks = ranks or Ranks()
         _seed(seed)
         self.learner = make_learner(env, ppo, device, self.ranks)
+        self.bound_exploration(0.0)
         self.learner.train_mode()
         if self.ranks.world > 1:
             self.learner.broadcast_parameters()
@@ -184,6 +185,15 @@ class Trainer:
     def steps_per_iteration(self) -> int:
         """Environment steps of all processes."""
         return self.env.num_envs * self.ppo.num_steps_per_env * self.ranks.world
+
+    def bound_exploration(self, done: float) -> None:
+        """Set the bound on the standard deviation for a share of the training done.
+
+        Noise at joints is what a walk falls over and what tracking averages over: much of it finds
+        a gait, less of it makes the gait exact.
+        """
+        first, last = self.ppo.init_std, self.ppo.final_std
+        self.learner.actor.distribution.std_range = (STD_LEAST, first + (last - first) * done)
 
     def iterate(self) -> Row:
         """Collect, learn; returns what it was like."""
@@ -420,6 +430,7 @@ def run(
     if first:
         write_rows(out / CURVES, trainer.rows)
     while trainer.iteration < iterations:
+        trainer.bound_exploration(trainer.iteration / iterations)
         row = trainer.iterate()
         last, now = trainer.iteration == iterations, time.monotonic()
         # by the clock of the first process alone: they must agree

@@ -181,6 +181,13 @@ def test_the_learning_rate_stays_within_the_recipes_bounds() -> None:
         assert learner.learning_rate == got
 
 
+def test_exploration_is_bounded_from_its_beginning_to_its_end() -> None:
+    trainer = Trainer(Cart(), PPO.model_copy(update={"init_std": 0.6, "final_std": 0.2}))
+    for done, most in ((0.0, 0.6), (0.5, 0.4), (1.0, 0.2)):
+        trainer.bound_exploration(done)
+        assert trainer.iterate()["std"] <= most + 1e-6
+
+
 def test_a_hidden_layer_that_cannot_be_paired_is_refused() -> None:
     with pytest.raises(UserError, match="a hidden layer has 15 units, expected an even number"):
         make_learner(Cart(4), PPO.model_copy(update={"actor_hidden": (15,)}))
