@@ -22,8 +22,8 @@ from robot.log_commands import LogTool, Replay
 from robot.runs import RunConfig, load_run, shipped_policies
 
 NO_POLICY = (
-    "no policy: the robot stands up on its gantry, is let down and stands. Import a public one "
-    "with `plexus policy import FILE`, then `plexus run sim --policy FILE.plexus.onnx`"
+    "no policy: the robot stands up on its gantry, is let down and stands; leave out --policy and it "
+    "walks"
 )
 
 
