@@ -20,6 +20,7 @@ from robot import log_commands
 from robot.config import UserError, check_positive, check_writable, listing
 from robot.log_commands import LogTool, Replay
 from robot.runs import RunConfig, load_run, shipped_policies
+from sim2real.emulator_commands import Emulate, emulate
 
 NO_POLICY = (
     "no policy: the robot stands up on its gantry, is let down and stands. Import a public one "
@@ -164,6 +165,7 @@ Command = (
     | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Emulate, tyro.conf.subcommand("emulate")]
 )
 
 
@@ -542,6 +544,7 @@ RUNNERS: dict[type, Any] = {
     Run: run, Nodes: nodes, Topics: topics, Echo: echo, Bench: bench, Policy: policy,
     PolicyImport: policy_import, PolicyShow: policy_show, PolicyCheck: policy_check,
     **log_commands.RUNNERS, Eval: run_eval, Train: train,
+    Emulate: emulate,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -53,6 +53,9 @@ class FakeDriver:
 
     def close(self) -> None: ...
 
+    def health(self, health: Health) -> bool:
+        return False
+
     def truth(self, truth: Truth) -> bool:
         return False
 

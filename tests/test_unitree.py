@@ -1,0 +1,258 @@
+"""The G1's driver against an emulator that shares no code with it, and both against known answers."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cyclonedds")
+
+from drivers import unitree_wire as wire  # noqa: E402 - they need the extra, too
+from drivers.dds import Participant, check_interface  # noqa: E402
+from drivers.driver import Driver, DriverFault  # noqa: E402
+from robot.config import UserError  # noqa: E402
+from robot.messages import Mode  # noqa: E402
+from sim2real import emulator_wire  # noqa: E402
+from tests.test_contract import CODECS, ROBOT, DriverContract, command  # noqa: E402
+from tests.unitree_rig import DOMAIN, SteppedDriver, SteppedEmulator  # noqa: E402
+
+
+# --- known answers ------------------------------------------------------------------------------
+
+
+def low_cmd(motors: dict[int, dict[str, float]], **head: int) -> wire.Frame:
+    """A command by the values of its motors; what is not named is zero."""
+    frame = wire.Frame(wire.CMD_LAYOUT)
+    for name, value in head.items():
+        frame.put(name, value)
+    for slot, values in motors.items():
+        for name, value in values.items():
+            if name == "mode":
+                frame.body[wire.CMD_LAYOUT.leaves["motor_cmd.mode"].offsets[slot]] = int(value)
+            else:
+                frame.view(f"motor_cmd.{name}")[slot] = value
+    return frame
+
+
+F = {"mode": 1, "q": 0.5, "dq": -1.0, "tau": 2.0, "kp": 20.0, "kd": 0.5}
+KNOWN: dict[str, tuple[wire.Frame, int]] = {
+    "A": (low_cmd({}), 0xFE172F9F),
+    "B": (low_cmd({}, mode_machine=5), 0x54F027ED),
+    "C": (low_cmd({i: {"mode": 1, "kd": 3} for i in range(29)}, mode_machine=5), 0xC8655A9D),
+    "D": (low_cmd({i: {"mode": 1, "kd": 8} for i in range(35)}, mode_machine=5), 0xD7E3AB3A),
+    "E": (low_cmd({i: {"mode": 1, "q": round(0.01 * i, 2), "dq": -0.5, "tau": 2, "kp": 20,
+                       "kd": 0.5} for i in range(29)}, mode_machine=5), 0x65C061DE),
+    "F": (low_cmd({0: F}, mode_machine=5), 0xB15E5F6B),
+    "F'": (low_cmd({0: F}, mode_machine=5, mode_pr=1), 0xA58B0163),
+    "G": (low_cmd({29: {"q": 1.0}, 15: {"q": 0.1, "kp": 60, "kd": 1.5}}, mode_machine=5),
+          0xAAFD28F4),
+    "I": (low_cmd({3: {"q": 0.5, "kp": 25, "kd": 0.5}, 15: {"q": 0.2, "kp": 25, "kd": 0.5}}),
+          0xF036ADB0),  # by the vendor's own SDK
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_crc_of_a_command_is_the_known_answer_and_both_sides_agree(name: str):
+    frame, crc = KNOWN[name]
+    assert wire.CMD_LAYOUT.crc(frame.body) == crc
+    frame.sign()
+    values = emulator_wire.CMD_WIRE.unpack(bytes(frame.payload[4:]))
+    assert values[-1] == crc
+    assert emulator_wire.checksum(emulator_wire.CMD_IMAGE.pack(*values)) == crc
+    mode_pr, mode_machine, motors = emulator_wire.read_command(bytes(frame.payload))
+    assert (mode_pr, mode_machine) == (frame.get("mode_pr")[0], frame.get("mode_machine")[0])
+    assert [motor.q for motor in motors] == frame.view("motor_cmd.q").tolist()
+    assert [motor.mode for motor in motors] == frame.get("motor_cmd.mode").tolist()
+
+
+def test_the_crc_is_the_published_one_on_its_own_check_values():
+    assert emulator_wire.checksum(struct.pack("<2I", 0x12345678, 0)) == 0xDF8A8A2B
+    assert emulator_wire.checksum(bytes(20)) == 0x552D22C8
+    # Byte-wise, "123456789" is the check value of the catalogue; two words and one byte of it
+    # are no whole words, so the words of the image are not what is tested here.
+    mirrored = bytes(wire.BITS_REVERSED[list(b"123456789")])
+    import zlib
+
+    assert wire._reverse32(zlib.crc32(mirrored) ^ 0xFFFFFFFF) == 0x0376E6E7
+
+
+def test_the_bytes_of_a_command_are_the_known_ones():
+    frame, _ = KNOWN["F"]
+    body = bytes.fromhex("00050100 0000003f 000080bf 00000040 0000a041 0000003f 00000000 00000000")
+    assert bytes(frame.payload[:4]) == bytes.fromhex("00010000")
+    assert bytes(frame.payload[4:36]) == body
+    image = frame.body.take(wire.CMD_LAYOUT.image_source).tobytes()
+    known = (
+        "00050000 01000000 0000003f 000080bf 00000040 0000a041 0000003f 00000000 00000000"
+    )
+    assert image[:36] == bytes.fromhex(known) and len(image) == 1004
+
+
+def test_the_crc_of_a_state_is_the_known_answer():
+    assert wire.STATE_LAYOUT.crc(wire.Frame(wire.STATE_LAYOUT).body) == 0xD64BB04A
+    values: list[Any] = [0, 0, 0, 5, 1000, 1.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 9.81, 0, 0, 0, 25]
+    for i in range(29):
+        values += [1, 0.01 * i, 0.0, 0.0, 0.0, 30, 31, 48.0] + [0] * 7
+    values += [0] * 15 * 6 + [0] * 45
+    data = emulator_wire.write_state(values)
+    frame = wire.Frame(wire.STATE_LAYOUT)
+    assert frame.take(data) == "" and int(frame.view("crc")[0]) == 0x1144A8CD
+    assert frame.view("tick")[0] == 1000 and frame.get("mode_machine")[0] == 5
+    np.testing.assert_allclose(frame.view("motor_state.q")[:29], 0.01 * np.arange(29), rtol=1e-6)
+    assert frame.view("motor_state.temperature", 2)[28].tolist() == [30, 31]
+    assert frame.view("imu_state.accelerometer")[2] == np.float32(9.81)
+
+
+@pytest.mark.parametrize(
+    ("layout", "path", "first", "step", "size"),
+    [
+        (wire.CMD_LAYOUT, "motor_cmd.q", 4, 28, 1000),
+        (wire.CMD_LAYOUT, "reserve", 980, 4, 1000),
+        (wire.CMD_LAYOUT, "crc", 996, 0, 1000),
+        (wire.STATE_LAYOUT, "tick", 12, 0, 2088),
+        (wire.STATE_LAYOUT, "imu_state.rpy", 56, 4, 2088),
+        (wire.STATE_LAYOUT, "motor_state.q", 72, 56, 2088),
+        (wire.STATE_LAYOUT, "wireless_remote", 2028, 1, 2088),
+        (wire.STATE_LAYOUT, "crc", 2084, 0, 2088),
+    ],
+)
+def test_fields_lie_where_they_were_measured(layout, path, first, step, size):
+    offsets = layout.leaves[path].offsets
+    assert layout.size == size and offsets[0] == first
+    assert not step or set(np.diff(offsets).tolist()) == {step}
+    assert wire.CMD_LAYOUT.leaves["motor_cmd.mode"].offsets[:3].tolist() == [2, 28, 56]
+    assert wire.STATE_LAYOUT.leaves["motor_state.mode"].offsets[:2].tolist() == [70, 124]
+
+
+def test_one_flipped_bit_anywhere_and_the_crc_of_the_wire_itself_are_refused():
+    frame, _ = KNOWN["E"]
+    frame.sign()
+    good, taker = bytes(frame.payload), wire.Frame(wire.CMD_LAYOUT)
+    assert taker.take(good) == ""
+    holes = {4 + byte for byte in range(1000)} - {
+        4 + offset + byte
+        for leaf in wire.CMD_LAYOUT.leaves.values()
+        for offset in leaf.offsets
+        for byte in range(leaf.dtype.itemsize)
+    }
+    rng = np.random.default_rng(1)
+    for at in rng.permutation(range(4, 1004))[:300]:
+        spoilt = bytearray(good)
+        spoilt[at] ^= 1 << int(rng.integers(8))
+        assert taker.take(bytes(spoilt)) == ("" if at in holes else "crc"), at
+    words = struct.unpack("<250I", good[4:])
+    assert emulator_wire.checksum(good[4:]) != words[-1]
+    assert taker.take(good[:-4]) == "length" and taker.take(b"\0\0\0\0" + good[4:]) == "encoding"
+
+
+IDS = {
+    "MotorCmd_": ("827f55de9b9de38c62bacd1e56c9", "a2d9ced50a7956e2a607613a13f1"),
+    "LowCmd_": ("6569fc15f0d47aa8600b9e91fbbc", "42b0283aa7e1bb592ec898a0dbed"),
+    "IMUState_": ("fc687176651206558473df442280", "7d4166754177d86fa27cd25b0403"),
+    "MotorState_": ("7cc584ed940b8f3018f18de0ed24", "a86cbab3ae0aa98a1e746643a099"),
+    "LowState_": ("2f38296b52aa0230b92d378b1e39", "2be9706c9587e8d8afd8bfc6de7b"),
+}  # as Cyclone 0.10.2 computes them, and as the vendor's headers have them
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a19_type_identifiers_are_those_of_the_robots_generation_of_dds(name: str):
+    theirs = getattr(emulator_wire, name.rstrip("_"))
+    for kind in (wire.idl_types()[name], theirs):
+        kind.__idl__.populate()
+        info = kind.__idl__.get_type_info()
+        got = [
+            each.typeid_with_size.type_id.value.hex() for each in (info.minimal, info.complete)
+        ]
+        assert tuple(got) == IDS[name]
+
+
+def test_the_remote_is_read_as_documented():
+    data = bytes.fromhex("0000 0001 0000803e 000000bf 00000000 00000000 0000803f") + bytes(16)
+    held = wire.Remote.decode(data)
+    assert held == wire.Remote(wire.KEY["A"], lx=0.25, rx=-0.5, ly=1.0)
+    stop = wire.Remote.decode(bytes(2) + bytes.fromhex("2002") + bytes(36))
+    assert stop.holds(wire.STOP_KEYS) and stop.keys == 0x0220 and not held.holds(wire.STOP_KEYS)
+    assert wire.Remote.decode(struct.pack("<4xf32x", np.nan)).lx == 0.0
+
+
+def test_every_error_bit_has_a_name():
+    assert wire.motor_fault_names(0x40000001) == ["overcurrent", "motor lost the computer"]
+    assert wire.motor_fault_names(0x10000000) == ["unknown 0x10000000"]
+    assert len(wire.MOTOR_FAULTS) == 22
+
+
+# --- the contract -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SteppedEmulator]:
+    made = SteppedEmulator(tmp_path_factory.mktemp("emulator"), "--service", "none")
+    yield made
+    made.close()
+
+
+class TestUnitree(DriverContract):
+    """Against the emulator, through DDS."""
+
+    settle_ticks = 150
+    stop_softness = 0.3
+    has_truth = True
+    effort_noise = 0.5
+
+    @pytest.fixture(autouse=True)
+    def _emulator(self, emulator: SteppedEmulator) -> None:
+        self.emulator = emulator
+
+    def make(self) -> Driver:
+        return SteppedDriver(self.emulator)
+
+
+# --- refusals, before any command ---------------------------------------------------------------
+
+
+def refused(emulator: SteppedEmulator, **options: Any) -> str:
+    """What `open` says; the emulator heard no command, and its owner still owns it."""
+    driver = SteppedDriver(emulator, **options)
+    before = emulator.order()["received"]
+    with pytest.raises(UserError) as error:
+        driver.open()
+    assert emulator.order(step=2)["received"] == before
+    driver.close()
+    return str(error.value)
+
+
+def test_no_interface_named_or_a_wrong_one_is_refused_before_anything_is_sent():
+    with pytest.raises(UserError, match=r"no network interface is named; .* --interface; avail"):
+        check_interface(None, "192.168.123.0/24")
+    with pytest.raises(UserError, match=r"interface 'eth99' is unknown; available: .*lo"):
+        check_interface("eth99", "192.168.123.0/24")
+    with pytest.raises(UserError, match=r"'lo' has the address 127.0.0.1; expected one in the rob"):
+        check_interface("lo", "192.168.123.0/24")
+    assert check_interface("lo", "127.0.0.0/8") == "lo"
+
+
+def test_a_robot_of_another_kind_is_refused(emulator: SteppedEmulator):
+    """A18, F5: one with 23 joints; one that is not ready."""
+    for kind, words in ((4, "23 joints, rev 1.0"), (0, "not ready"), (6, "waist locked")):
+        driver = SteppedDriver(emulator)
+        before = emulator.order()["received"]
+        fresh = emulator.order
+
+        def order(kind: int = kind, fresh: Any = fresh, **given: Any) -> Any:
+            if given.get("fresh"):
+                given["fault"] = {"mode_machine": {"value": kind}}
+            return fresh(**given)
+
+        driver.emulator = type("Other", (), {  # the same emulator, with the fault from the start
+            "order": staticmethod(order), "now_ns": property(lambda _: emulator.now_ns),
+            "last": property(lambda _: emulator.last),
+        })()  # fmt: skip
+        driver._now = lambda: emulator.now_ns
+        with pytest.raises(UserError, match=f"mode_machine {kind} .*{words}.*expected one of"):
+            driver.open()
+        assert emulator.order()["received"] == before and emulator.last["service"] == ""
+        driver.close()
