@@ -128,7 +128,7 @@ class UnitreeDriver:
             )
         kind = watch.now.mode_machine
         self._check_kind(kind)
-        counted, passed = watch.tick - first_ms, (watch.arrival_ns - begin) / MS
+        counted, passed = watch.tick - first_ms, (self._now() - begin) / MS
         # An emulator may lag behind its clock as its computer lets it, by the factor at most.
         if not TICKS[0] / self._factor * passed - 25 < counted < TICKS[1] * passed + 25:
             raise UserError(

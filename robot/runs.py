@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from robot.config import CONFIGS, REPOSITORY, Strict, UserError, listing, load_yaml
+from robot.model import Robot
 from robot.realtime import RealtimeConfig
 
 RUNS = CONFIGS / "runs"
@@ -63,7 +65,9 @@ class UnitreeConfig(Strict):
     dry_run: bool = False
     """do everything, but send damping whatever the command is"""
     hang: bool = False
-    """the robot hangs: it may be taken over from its motion service, and it stands up softly"""
+    """the robot hangs on a gantry: it may be taken over from its motion service"""
+    stand_share: float = Field(default=1.0, gt=0.0, le=1.0)
+    """of the stand pose's stiffness; little for the first time on a gantry, 1 to stand on the floor"""
     repeats: int = Field(default=10, ge=3)
     """identical samples after which a sensor counts as frozen"""
     casing_limit: float = 85.0
@@ -140,6 +144,8 @@ class RunConfig(Strict):
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     policy: Path | None = None
     """a file, or the name of a policy that comes with Plexus; null: the robot only stands"""
+    unsigned_policy: bool = False
+    """hardware and emulator: run a policy that nobody we trust has signed; the log says so"""
     seed: int = Field(default=0, ge=0)
     realtime: RealtimeConfig = RealtimeConfig()
     operator: OperatorConfig = OperatorConfig()
@@ -188,6 +194,14 @@ class RunConfig(Strict):
     def period_ns(self) -> int:
         """Length of a control tick in ns."""
         return round(1e9 / self.control_hz)
+
+
+def softened(robot: Robot, run: RunConfig) -> Robot:
+    """The robot with as much of its stand stiffness as the run allows."""
+    share = run.unitree.stand_share if run.driver == "unitree" else 1.0
+    if share == 1.0:
+        return robot
+    return dataclasses.replace(robot, stand_stiffness=robot.stand_stiffness * share)
 
 
 def shipped_policies() -> dict[str, Path]:

@@ -440,13 +440,13 @@ class Emulator:
         while self.counts.received < given.get("after", 0) and time.monotonic() < deadline:
             self.hear()
             time.sleep(2e-5)
+        if given.get("fresh"):
+            self._restart()
         for name, values in given.get("fault", {}).items():
             if values is None:
                 self.faults.clear(name)
             else:
                 self.faults.throw(name, values)
-        if given.get("fresh"):
-            self._restart()
         self.propped = given.get("prop", self.propped)
         if (service := given.get("service")) is not None:
             self.service = service

@@ -43,7 +43,6 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "duplicate": ("every state twice", {}),
     "reorder": ("every two states swapped", {}),
     "garbage": ("one bit of every state is flipped", {}),
-    "short": ("states are cut", {}),
     # commands coming in
     "deaf": ("commands are not taken", {}),
     "second_writer": ("somebody else commands the robot, too", {}),
@@ -173,8 +172,6 @@ class Faults:
             spoilt = bytearray(frame)
             spoilt[200] ^= 0x10
             frame = bytes(spoilt)
-        if "short" in active:
-            frame = frame[:-8]
         if "delayed" in active:
             self._late.append((now_ms + active["delayed"]["ms"], frame))
             due = []

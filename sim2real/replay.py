@@ -37,7 +37,7 @@ from robot.messages import (
 )
 from robot.model import Robot, load_robot
 from robot.pilot import Pilot, load_pilot
-from robot.runs import RunConfig
+from robot.runs import RunConfig, softened
 from robot.safety import LIMITERS
 from robot.topics import OPERATOR_TOPICS, make_codecs
 
@@ -63,7 +63,8 @@ def setup_of(log: Log, folder: Path) -> tuple[RunConfig, Robot]:
         (folder / Path(name).name).write_bytes(data)
     run = RunConfig.model_validate_json(log.attachments["run.json"])
     policy = folder / "policy.onnx" if "policy.onnx" in log.attachments else None
-    run = run.model_copy(update={"policy": policy})
+    # What ran may run again: replay moves nothing.
+    run = run.model_copy(update={"policy": policy, "unsigned_policy": True})
     return run, load_robot(folder / "robot.yaml")
 
 
@@ -484,7 +485,7 @@ class ControlReplay:
     """
 
     def __init__(self, log: Log, run: RunConfig, robot: Robot) -> None:
-        self.log, self.run, self.robot = log, run, robot
+        self.log, self.run, self.robot = log, run, softened(robot, run)
         self.sent = as_sent(run, robot)
         self.codecs = make_codecs(robot)
         wanted = (*CONTROL_OUTPUTS, *CONTROL_INPUTS, "target", "consumed")

@@ -195,6 +195,16 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SteppedEmulat
     made.close()
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays_open(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One participant per domain: a test that fails must not make all others fail."""
+    yield
+    if "emulator" in request.fixturenames:
+        drivers = request.getfixturevalue("emulator").drivers
+        while drivers:
+            drivers.pop().close()
+
+
 class TestUnitree(DriverContract):
     """Against the emulator, through DDS."""
 
@@ -214,9 +224,9 @@ class TestUnitree(DriverContract):
 # --- refusals, before any command ---------------------------------------------------------------
 
 
-def refused(emulator: SteppedEmulator, **options: Any) -> str:
-    """What `open` says; the emulator heard no command, and its owner still owns it."""
-    driver = SteppedDriver(emulator, **options)
+def refused(emulator: SteppedEmulator, start: dict[str, Any], **options: Any) -> str:
+    """What `open` says; the emulator heard no command meanwhile."""
+    driver = SteppedDriver(emulator, start=start, **options)
     before = emulator.order()["received"]
     with pytest.raises(UserError) as error:
         driver.open()
@@ -235,24 +245,111 @@ def test_no_interface_named_or_a_wrong_one_is_refused_before_anything_is_sent():
     assert check_interface("lo", "127.0.0.0/8") == "lo"
 
 
-def test_a_robot_of_another_kind_is_refused(emulator: SteppedEmulator):
-    """A18, F5: one with 23 joints; one that is not ready."""
-    for kind, words in ((4, "23 joints, rev 1.0"), (0, "not ready"), (6, "waist locked")):
-        driver = SteppedDriver(emulator)
-        before = emulator.order()["received"]
-        fresh = emulator.order
+def test_no_robot_is_one_sentence(emulator: SteppedEmulator):
+    said = refused(emulator, {"fault": {"off": {}}})
+    assert said.startswith("no robot: not a word on rt/lowstate within 3 s on 'lo', domain ")
+    assert "Is it switched on" in said and "plexus doctor g1" in said
 
-        def order(kind: int = kind, fresh: Any = fresh, **given: Any) -> Any:
-            if given.get("fresh"):
-                given["fault"] = {"mode_machine": {"value": kind}}
-            return fresh(**given)
 
-        driver.emulator = type("Other", (), {  # the same emulator, with the fault from the start
-            "order": staticmethod(order), "now_ns": property(lambda _: emulator.now_ns),
-            "last": property(lambda _: emulator.last),
-        })()  # fmt: skip
-        driver._now = lambda: emulator.now_ns
-        with pytest.raises(UserError, match=f"mode_machine {kind} .*{words}.*expected one of"):
-            driver.open()
-        assert emulator.order()["received"] == before and emulator.last["service"] == ""
-        driver.close()
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (4, "mode_machine 4 (23 joints, rev 1.0); expected one of [5]; this runtime drives 29"),
+        (0, "mode_machine 0 (not known; 0 means that the robot is not ready); expected"),
+        (6, "mode_machine 6 (29 joints, waist locked, rev 1.0); expected one of [5]; wait until"),
+    ],
+)
+def test_f5_a_robot_of_another_kind_is_refused(emulator: SteppedEmulator, kind: int, words: str):
+    said = refused(emulator, {"fault": {"mode_machine": {"value": kind}}})
+    assert said.startswith(f"the robot says {words}"), said
+
+
+def test_a18_a_second_writer_is_refused_at_the_start(emulator: SteppedEmulator):
+    said = refused(emulator, {"fault": {"second_writer": {}}})
+    assert said.startswith("somebody else commands this robot (rt/lowcmd); stop that program first")
+
+
+def test_states_without_a_good_crc_are_refused_with_their_reason(emulator: SteppedEmulator):
+    said = refused(emulator, {"fault": {"garbage": {}}})
+    assert "states come in on 'lo', but all " in said and "refused for their crc" in said
+
+
+def test_a_counter_that_stands_still_is_no_clock(emulator: SteppedEmulator):
+    said = refused(emulator, {"fault": {"tick_stuck": {}}})
+    assert said.startswith("the robot's tick counter advanced by 0 in ")
+
+
+def test_an_owned_robot_is_taken_over_only_if_it_hangs(emulator: SteppedEmulator):
+    said = refused(emulator, {"service": "ai"}, hang=False)
+    assert said.startswith("motion service 'ai' owns the robot. Taking over makes it LIMP at once")
+    assert "--hang" in said and emulator.order()["service"] == "ai"
+    driver = SteppedDriver(emulator, start={"service": "ai"})
+    driver.open()
+    assert emulator.order()["service"] == "" and emulator.last["refused"].get("service", 0) == 0
+    driver.close()
+
+
+def test_readonly_listens_to_an_owned_robot_and_never_writes(emulator: SteppedEmulator):
+    driver = SteppedDriver(emulator, start={"service": "ai"}, readonly=True)
+    before = emulator.order()["received"]
+    driver.open()
+    state = CODECS["low_state"].new()
+    for _ in range(5):
+        driver.read(state)
+        cmd = command(Mode.STAND)
+        driver.write(cmd)
+        assert not cmd.stiffness.any() and not cmd.damping.any()
+    assert emulator.last["received"] == before and emulator.last["service"] == "ai"
+    driver.close()
+
+
+def test_a_dry_run_sends_damping_whatever_the_command_is(emulator: SteppedEmulator):
+    driver = SteppedDriver(emulator, dry_run=True)
+    driver.open()
+    state, cmd = CODECS["low_state"].new(), command(Mode.STAND, ROBOT.stand_joint_pos + 0.2)
+    cmd.effort_ff[:] = 5.0
+    driver.read(state)
+    driver.write(cmd)
+    assert not cmd.stiffness.any() and not cmd.effort_ff.any()
+    np.testing.assert_allclose(cmd.damping, ROBOT.damp_damping)
+    for _ in range(100):
+        driver.read(state)
+        assert abs(state.joint_effort @ state.joint_vel) < 60.0
+        driver.write(command(Mode.STAND, ROBOT.stand_joint_pos + 0.2))
+    assert emulator.last["obeyed"] > 90 and emulator.last["peak_torque"] < 0.5
+    driver.close()
+
+
+def test_a14_a_command_that_is_no_number_is_not_sent(emulator: SteppedEmulator):
+    driver = SteppedDriver(emulator)
+    driver.open()
+    before, cmd = emulator.order()["received"], command(Mode.STAND)
+    cmd.joint_pos_target[3] = np.nan
+    with pytest.raises(DriverFault, match="is no number was not sent"):
+        driver.write(cmd)
+    assert emulator.order(step=2)["received"] == before
+    driver.close()
+
+
+def test_the_emulator_obeys_no_wrong_command(emulator: SteppedEmulator):
+    """Its own manners: CRC, variant, length; and the remap that mode_pr 1 means."""
+    participant = Participant(emulator.domain, "lo")
+    writer = participant.writer("rt/lowcmd", wire.idl_types()["LowCmd_"])
+    SteppedDriver._await(lambda: writer.readers > 0, 5.0)
+    start = emulator.order(fresh=True)
+    good, _ = KNOWN["C"]
+    good.sign()
+    other = low_cmd({0: F}, mode_machine=4)
+    other.sign()
+    flipped = bytearray(good.payload)
+    flipped[50] ^= 1
+    for count, frame in enumerate((bytes(flipped), bytes(other.payload), bytes(good.payload)), 1):
+        writer.write(frame)
+        emulator.order(after=start["received"] + count, step=1)
+    end = emulator.last
+    assert end["refused"]["crc"] == start["refused"].get("crc", 0) + 1
+    assert end["refused"]["mode_machine"] == start["refused"].get("mode_machine", 0) + 1
+    assert end["obeyed"] == start["obeyed"] + 1 and not end["timed_out"]
+    assert emulator.order(step=49)["timed_out"] is False
+    assert emulator.order(step=2)["timed_out"] is True, "its motors damp by themselves"
+    participant.close()

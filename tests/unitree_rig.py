@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from drivers.unitree import UnitreeDriver
-from robot.messages import LowCmd, LowState
+from robot.messages import LowCmd
 from robot.model import Robot, load_robot
 from robot.runs import UnitreeConfig
+from robot.topics import make_codecs
 from tests.conftest import ROOT
 
 ROBOT = load_robot("g1")
+CODECS = make_codecs(ROBOT)
 DOMAIN = 20 + os.getpid() % 100  # test runs beside each other do not meet
 MS = 1_000_000
 LOOP = {"interface": "lo", "network": "127.0.0.0/8", "emulator": True}
@@ -39,6 +41,7 @@ class SteppedEmulator:
                 [*command, "--domain", str(domain)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, cwd=ROOT, text=True,
             )  # fmt: skip
+        self.drivers: list[SteppedDriver] = []
         self.last: dict[str, Any] = self.order()
 
     def order(self, **order: Any) -> dict[str, Any]:
@@ -74,7 +77,7 @@ class SteppedDriver(UnitreeDriver):
 
     Args:
         emulator: the other end.
-        propped: nothing moves while it opens.
+        start: further orders to the emulator before the driver opens.
         options: of UnitreeConfig.
     """
 
@@ -82,21 +85,22 @@ class SteppedDriver(UnitreeDriver):
         self,
         emulator: SteppedEmulator,
         robot: Robot = ROBOT,
-        propped: bool = True,
+        start: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        self.emulator, self._propped = emulator, propped
+        self.emulator, self._start = emulator, start or {}
         config = UnitreeConfig(**(LOOP | {"domain": emulator.domain, "hang": True} | options))
         super().__init__(
             robot, config, now=lambda: emulator.now_ns, sleep=lambda ns: self._step_ns(ns)
         )
+        emulator.drivers.append(self)
         self._baseline: int | None = None
         self._written = self._heard_before = 0
 
     def open(self) -> None:
         fresh = self._participant is None
         if fresh:
-            self.emulator.order(fresh=True, prop=self._propped)
+            self.emulator.order(fresh=True, prop=True, **self._start)
         super().open()
         if not fresh:
             return
@@ -140,7 +144,6 @@ class SteppedDriver(UnitreeDriver):
                 self._baseline = sent - self.heard
             return
         if not self._await(lambda: self._drain() is not None and self.heard + self._baseline >= sent):
-            print("LOST", sent, self.heard, self._baseline)
             self._baseline = sent - self.heard
 
     @staticmethod
