@@ -203,7 +203,7 @@ class StateWatch:
         if self._restarted:
             return "the robot's clock went back: it restarted; stop and start the runtime"
         age = self.age_ns(now_ns)
-        if age > LOST_NS * self.factor:
+        if age >= LOST_NS * self.factor:
             return f"no state from the robot for {min(age, 1 << 50) / MS:.0f} ms"
         if (kind := self.now.mode_machine) not in self.config.mode_machine:
             return f"the robot says it is of kind {kind} now (mode_machine)"
@@ -245,7 +245,7 @@ class StateWatch:
     def alerts(self, now_ns: int) -> int:
         """Rows of modes.FAULTS that do not forbid reading."""
         found = 0
-        if self.age_ns(now_ns) > LATE_NS * self.factor:
+        if self.age_ns(now_ns) >= LATE_NS * self.factor:
             found |= BIT["state_late"]
         if not self.has_state:
             return found

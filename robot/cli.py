@@ -18,6 +18,7 @@ from policies.eval_commands import Eval, run_eval
 from policies.train_commands import Train, bench_train, train
 from robot import log_commands
 from robot.config import UserError, check_positive, check_writable, listing
+from robot.doctor import Doctor, doctor
 from robot.log_commands import LogTool, Replay
 from robot.runs import RunConfig, load_run, shipped_policies
 from sim2real.emulator_commands import Emulate, emulate
@@ -202,6 +203,7 @@ Command = (
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Emulate, tyro.conf.subcommand("emulate")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
 
@@ -620,7 +622,7 @@ RUNNERS: dict[type, Any] = {
     PolicyImport: policy_import, PolicyShow: policy_show, PolicyCheck: policy_check,
     PolicySign: policy_sign, PolicyVerify: policy_verify,
     **log_commands.RUNNERS, Eval: run_eval, Train: train,
-    Emulate: emulate,
+    Emulate: emulate, Doctor: doctor,
 }  # fmt: skip
 
 if __name__ == "__main__":

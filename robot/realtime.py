@@ -55,7 +55,7 @@ def make_context(config: RealtimeConfig) -> tuple[zmq.Context, list[Got]]:
     report: list[Got] = []
     if config.fifo_priority:
         name = f"ZeroMQ I/O thread FIFO {max(1, config.fifo_priority - 1)}"
-        if _may_use_fifo(config.fifo_priority):
+        if may_use_fifo(config.fifo_priority):
             context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_FIFO)
             context.set(zmq.THREAD_PRIORITY, max(1, config.fifo_priority - 1))
             report.append(Got(name, True, "set on the context"))
@@ -130,7 +130,7 @@ def _lock_memory() -> None:
         raise OSError(number, f"{os.strerror(number)}, RLIMIT_MEMLOCK is {limit} bytes")
 
 
-def _may_use_fifo(priority: int) -> bool:
+def may_use_fifo(priority: int) -> bool:
     """Try it on this thread and go back."""
     before, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     try:

@@ -98,6 +98,8 @@ class Faults:
                 raise UserError(f"fault {name!r} takes no {key!r}; available: {listing(known)}")
         self.active[name] = known | (values or {})
         self._kept.pop(name, None)
+        self._late.clear()
+        self._held = None
 
     def clear(self, name: str = "") -> None:
         """Switch one off, or all."""
