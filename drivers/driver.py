@@ -55,8 +55,8 @@ class Driver(Protocol):
     def health(self, health: Health) -> bool:
         """Fill what the robot says about itself (all but its header and tick), right after `read`.
 
-        `alerts` are rows of modes.FAULTS that do not forbid reading; those that do are raised.
-        False, and nothing is filled, where the robot has nothing to say.
+        `alerts` are rows of modes.FAULTS that do not forbid reading; those that do are raised. They
+        are in force until the next news. False, and nothing is filled, where there is none.
         """
         ...
 

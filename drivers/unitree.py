@@ -32,6 +32,7 @@ GAP_NS = 20 * MS  # between two commands; afterwards they flow anew
 TICKS = (0.9, 1.1)  # of the robot's counter per ms of ours, on a clock that may be late by 25 ms
 UNSENT = 3  # commands in a row (A10)
 BATTERY_NS = 5_000 * MS
+HEALTH_NS = 50 * MS
 BATTERY = ((8.0, "battery_empty"), (15.0, "battery_entry"), (25.0, "battery_low"))  # percent
 TRUTH_NUMBERS = 17  # of the emulator, before the joints
 
@@ -76,6 +77,7 @@ class UnitreeDriver:
         self._unsent = self._unsent_total = 0
         self._foreign_ns: int | None = None
         self._charge, self._charge_ns = -1.0, 0
+        self._alerts = self._next_health_ns = 0
         self._torso = np.zeros(10, np.float32)  # orientation, rates, accelerations
         self._truths: RawReader | None = None
         self._truth: np.ndarray | None = None
@@ -251,9 +253,13 @@ class UnitreeDriver:
     def health(self, health: Health) -> bool:
         """Temperatures, battery, remote, counters; and the rows that they make active."""
         watch, now = self.watch, self._now()
+        alerts = watch.alerts(now) | self._battery_alerts(now)
+        if alerts == self._alerts and now < self._next_health_ns:
+            return False
+        self._alerts, self._next_health_ns = alerts, now + HEALTH_NS
         counts, seen = watch.counts, watch.now
         remote = wire.Remote.decode(seen.remote.tobytes())
-        health.alerts = watch.alerts(now) | self._battery_alerts(now)
+        health.alerts = alerts
         health.frames, health.lost = counts.accepted, counts.lost
         health.refused, health.repeated = counts.refused, counts.repeated
         health.implausible, health.unsent = counts.implausible, self._unsent_total

@@ -102,6 +102,9 @@ class StateWatch:
         self._offset_ns: float | None = None  # least of arrival minus the robot's clock
         self._saturated_ms: int | None = None
         self._restarted = False
+        # A simulated robot's clock may be as much slower than ours as the factor says.
+        self._drift = DRIFT if factor == 1.0 else factor - 1.0
+        self._lost_text = f"no state from the robot for {LOST_NS * factor / MS:.0f} ms"
 
     # --- in ---
 
@@ -143,7 +146,7 @@ class StateWatch:
         self.counts.accepted += 1
         self._compare(energised)
         offset = now_ns - self.tick * MS
-        drifted = None if self._offset_ns is None else self._offset_ns + DRIFT * ahead * MS
+        drifted = None if self._offset_ns is None else self._offset_ns + self._drift * ahead * MS
         self._offset_ns = offset if drifted is None else min(offset, drifted)
 
     def _implausible(self, ahead_ms: int) -> bool:
@@ -153,8 +156,9 @@ class StateWatch:
         beyond = step > most
         if not beyond.any():
             return False
-        joint = int(beyond.argmax())
-        self._bad = f"{self.robot.joint_names[joint]} jumped by {step[joint]:.2f} rad"
+        if not self._bads:  # the first of a row is told
+            joint = int(beyond.argmax())
+            self._bad = f"{self.robot.joint_names[joint]} jumped by {step[joint]:.2f} rad"
         return True
 
     def _compare(self, energised: bool) -> None:
@@ -202,20 +206,19 @@ class StateWatch:
         names = self.robot.joint_names
         if self._restarted:
             return "the robot's clock went back: it restarted; stop and start the runtime"
-        age = self.age_ns(now_ns)
-        if age >= LOST_NS * self.factor:
-            return f"no state from the robot for {min(age, 1 << 50) / MS:.0f} ms"
+        if self.age_ns(now_ns) >= LOST_NS * self.factor:
+            return self._lost_text
         if (kind := self.now.mode_machine) not in self.config.mode_machine:
             return f"the robot says it is of kind {kind} now (mode_machine)"
         if self._bads >= JUMPS:
-            return f"impossible, {self._bads} times in a row: {self._bad}"
+            return f"impossible, {JUMPS} times in a row: {self._bad}"
         if errors := self._motor_faults(commanded_ns > FLOWING_NS):
             return errors
         if self.imu_repeats >= self.config.repeats:
-            return f"the IMU repeats itself for {self.imu_repeats} samples"
+            return f"the IMU repeats itself for {self.config.repeats} samples"
         if self.motor_repeats.max() >= self.config.repeats:
-            joint = int(self.motor_repeats.argmax())
-            return f"{names[joint]} repeats itself for {self.motor_repeats[joint]} samples"
+            joint = names[int(self.motor_repeats.argmax())]
+            return f"{joint} repeats itself for {self.config.repeats} samples"
         if self.stuck.max() * PERIOD_MS * MS >= STUCK_NS:
             return f"{names[int(self.stuck.argmax())]} is stuck under torque"
         since = self._saturated_ms

@@ -253,12 +253,10 @@ class Control:
             self._has_state, self._state_ns = True, now_ns
 
     def examine(self, driver: Driver) -> None:
-        """Ask how the robot is; a change is told in this very tick, all else ten times a second."""
-        before = self.health.alerts
-        if driver.health(self.health):
+        """Ask how the robot is; news are told in this very tick."""
+        self._health_due = driver.health(self.health)
+        if self._health_due:
             self.health.tick = self.tick
-            periodic = self.tick % (self._second // 10) == 0
-            self._health_due = periodic or self.health.alerts != before
 
     def _fail(self, fault: str, text: str) -> None:
         """Raise a fault for this tick only, with its text for the status line."""
@@ -607,7 +605,6 @@ class Control:
             ports.send("low_state", self._heard, now_ns)
         ports.send("low_cmd", self.cmd, now_ns)
         if self._health_due:
-            self._health_due = False
             ports.send("health", self.health, now_ns)
         if self._clip is not None:
             out = self.intervention

@@ -79,7 +79,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic("control_state", Snapshot, "1 Hz", "control", True, "what control remembers"),
     Topic("pilot_state", Snapshot, "1 Hz", "pilot", True, "what the policy remembers"),
     Topic("truth", Truth, "policy", "control", True, "simulation only: ground truth"),
-    Topic("health", Health, "10 Hz, and on change", "control", True, "hardware only: the robot itself"),
+    Topic("health", Health, "20 Hz, and on change", "control", True, "hardware: the robot itself"),
     Topic("heartbeat", Heartbeat, "50 Hz", "manager", True, "the manager is alive"),
     Topic("recorder", RecorderStatus, "2 Hz", "recorder", True, "how the log is doing"),
     Topic("clock", ClockMap, "1 Hz", "recorder", True, "monotonic against wall clock"),

@@ -36,6 +36,7 @@ STATE_MS = 2  # LowState
 TORSO_MS = 10  # second IMU
 BMS_MS = 200
 TIMEOUT_MS = 50  # chosen: the robot has one, its length is not published
+CATCH_UP_MS = 10.0  # what is made up for in real time
 TIMEOUT_DAMPING = 3.0  # N m s/rad; chosen: what the motors do then is not published either
 LOST_COMPUTER = 0x40000000
 STIFF = 10.0  # N m/rad: from here on people see that the motors hold the robot
@@ -65,6 +66,8 @@ class EmulatorOptions:
     seed: int = 0
     truth_ms: int = 10
     """between two words about the truth"""
+    timing_factor: float = 1.0
+    """multiplies the motors' time-out, where a shared computer is late at times"""
 
 
 @dataclass
@@ -94,6 +97,7 @@ class Motors:
 
     def __init__(self, robot: Robot, model: mujoco.MjModel, data: mujoco.MjData) -> None:
         self.robot, self.model, self.data = robot, model, data
+        self.timeout_ms = TIMEOUT_MS
         self.winding = np.full(JOINTS, AMBIENT)
         self.command = np.zeros((JOINTS, 6))  # mode, q, dq, tau, kp, kd
         self.off: int | None = None  # a motor without power
@@ -127,7 +131,7 @@ class Motors:
         if not self.ever:
             return
         self.silent_ms += TICK_MS
-        if self.silent_ms > TIMEOUT_MS and not self.timed_out:
+        if self.silent_ms > self.timeout_ms and not self.timed_out:
             self.damp()
             self.ever = self.timed_out = True
 
@@ -239,6 +243,7 @@ class Emulator:
         self.data = mujoco.MjData(self.model)
         self._place()
         self.motors = Motors(robot, self.model, self.data)
+        self.motors.timeout_ms = round(TIMEOUT_MS * options.timing_factor)
         self.crew = Crew(Gantry(robot, self.model, self.data, STATE_MS * 1e-3))
         self.faults = Faults(options.seed)
         self.counts = Counts()
@@ -284,9 +289,9 @@ class Emulator:
         self.ms += TICK_MS
         if not self.propped:
             mujoco.mj_step(self.model, self.data)
-            self._note_peaks()
         if self.ms % STATE_MS == 0:
             if not self.propped:
+                self._note_peaks()
                 self.motors.heat(self._torque)
                 self.crew.work(self.motors.stiff, self.ms * 1e-3, STATE_MS * 1e-3)
             self.speak()
@@ -480,10 +485,11 @@ def obey_lines(emulator: Emulator, lines: TextIO, wait: bool) -> bool:
 
 
 def run(emulator: Emulator, stepped: bool, orders: bool, seconds: float | None) -> None:
-    """Until told to stop: stepped by orders, or in real time, late steps caught up with.
+    """Until told to stop: stepped by orders, or in real time, as far as this computer keeps up.
 
-    A real robot does not wait, so physics follows the clock; but after a pause of more than 0.2 s
-    of the whole computer it goes on from there.
+    Small delays are made up for. After larger ones the robot's time goes on from there, as if the
+    whole world had stood still: a burst of steps would let its motors miss commands that nobody
+    could have sent.
     """
     lines = sys.stdin if stepped or orders else None
     if stepped:
@@ -493,7 +499,7 @@ def run(emulator: Emulator, stepped: bool, orders: bool, seconds: float | None) 
     begin = time.monotonic()
     while seconds is None or emulator.ms < seconds * 1e3:
         behind = (time.monotonic() - begin) * 1e3 - emulator.ms
-        if behind > 200.0:
+        if behind > CATCH_UP_MS:
             begin += (behind - 1.0) * 1e-3
         if behind < 0.0:
             time.sleep(-behind * 1e-3)

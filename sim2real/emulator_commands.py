@@ -34,6 +34,8 @@ class Emulate:
     """take orders as lines of JSON on stdin, and answer each"""
     stepped: bool = False
     """time goes on by orders only"""
+    timing_factor: float | None = None
+    """multiplies the motors' time-out; default: 1 if --stepped, else 10, for shared computers"""
     seconds: float | None = None
     """end after this long"""
     seed: int = 0
@@ -44,7 +46,7 @@ def emulate(args: Emulate) -> int:
     """`plexus emulate g1`."""
     from sim2real.emulator_faults import SWITCHES
 
-    check_positive(seconds=args.seconds)
+    check_positive(seconds=args.seconds, timing_factor=args.timing_factor)
     if "list" in args.faults:
         for name, (doc, values) in SWITCHES.items():
             shown = ",".join(f"{key}={value}" for key, value in values.items())
@@ -62,7 +64,7 @@ def emulate(args: Emulate) -> int:
     options = EmulatorOptions(
         args.interface, args.domain, args.mode_machine,
         "" if args.service == "none" else args.service, args.crc, args.seed,
-        2 if args.stepped else 10,
+        2 if args.stepped else 10, args.timing_factor or (1.0 if args.stepped else 10.0),
     )  # fmt: skip
     emulator = Emulator(load_robot(args.robot), options)
     for name, values in faults:
