@@ -16,7 +16,7 @@ from typing import Any
 from robot.config import UserError, listing
 
 try:
-    from cyclonedds import _clayer
+    from cyclonedds import _clayer  # type: ignore[attr-defined] - a C extension without stubs
     from cyclonedds.core import DDSException
     from cyclonedds.domain import Domain, DomainParticipant
     from cyclonedds.pub import DataWriter

@@ -354,4 +354,4 @@ def _truth_type() -> type:
     from cyclonedds.idl import make_idl_struct, types
 
     numbers = types.array[types.float64, TRUTH_NUMBERS + 29]
-    return make_idl_struct("Truth_", "plexus.emulator.Truth_", {"values": numbers})
+    return make_idl_struct("Truth_", "plexus_emulator.msg.dds_.Truth_", {"values": numbers})

@@ -13,7 +13,7 @@ import numpy as np
 from drivers import unitree_wire as wire
 from drivers.dds import Participant, check_interface
 from drivers.unitree_service import MotionService
-from drivers.unitree_state import COLDEST, HOTTEST, MS, StateWatch
+from drivers.unitree_state import COLDEST, HOTTEST, StateWatch
 from robot import clock
 from robot.config import UserError, listing
 from robot.doctor import Finding
@@ -27,7 +27,7 @@ OFF_PLUMB = 0.17  # rad between what the IMU calls up and what it feels (S6)
 MOVED = 0.1  # rad by hand
 LIMIT_MARGIN = 0.05  # rad beyond a limit: calibration, not noise
 UPRIGHT = 0.7  # rad
-# What a positive angle means, by the end of a joint's name; the G1's axes are x ahead, y left, z up.
+# What a positive angle means, by the end of a joint's name; axes: x ahead, y left, z up.
 POSITIVE = {
     "hip_pitch_joint": "thigh back", "hip_roll_joint": "leg to the left",
     "hip_yaw_joint": "toes to the left", "knee_joint": "knee bent",

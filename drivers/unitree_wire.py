@@ -95,7 +95,7 @@ class Layout:
             body: (size + 1,) the message on the wire without its header, and one zero behind.
         """
         words = BITS_REVERSED.take(body.take(self.crc_source))
-        return _reverse32(zlib.crc32(words) ^ 0xFFFFFFFF)
+        return _reverse32(zlib.crc32(words.data) ^ 0xFFFFFFFF)
 
 
 def _lay_out(fields: Fields, in_memory: bool) -> tuple[dict[str, Leaf], int]:

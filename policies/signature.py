@@ -125,7 +125,8 @@ def read_trusted(path: Path) -> dict[str, str]:
         if not line.strip() or line.startswith("#"):
             continue
         key, _, name = line.strip().partition(" ")
-        keys[_hex(key, KEY_BYTES, f"{path}:{number}: a public key").hex()] = name.strip() or key[:16]
+        public = _hex(key, KEY_BYTES, f"{path}:{number}: a public key").hex()
+        keys[public] = name.strip() or key[:16]
     return keys
 
 

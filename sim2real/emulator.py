@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import mujoco
 import numpy as np
-from cyclonedds import _clayer
+from cyclonedds import _clayer  # type: ignore[attr-defined] - a C extension without stubs
 from cyclonedds.domain import Domain, DomainParticipant
 from cyclonedds.pub import DataWriter
 from cyclonedds.qos import Policy, Qos
@@ -44,6 +44,8 @@ LOWER_AFTER_S = 4.5  # stiff for so long, and people let it down
 AMBIENT, HEAT, COOLING_S = 30.0, 0.004, 120.0  # degrees, degrees per s and (N m)^2, s; chosen
 NOISE = {"q": 2e-4, "dq": 0.02, "tau": 0.01, "quat": 5e-4, "gyro": 0.01, "accel": 0.05}
 ANY = 0x7F
+REQUEST, RESPONSE = wire.TYPES["Request_"], wire.TYPES["Response_"]
+HEADER, STATUS = wire.TYPES["ResponseHeader_"], wire.TYPES["ResponseStatus_"]
 CONFIG = (
     '<CycloneDDS><Domain><General><Interfaces><NetworkInterface name="{name}"/></Interfaces>'
     "<AllowMulticast>false</AllowMulticast></General><Discovery><ParticipantIndex>auto"
@@ -118,7 +120,7 @@ class Motors:
         self._engage()
 
     def damp(self) -> None:
-        """What the vendor's service does while it owns the robot, and motors left alone (chosen)."""
+        """What the vendor's service does while it owns the robot, and motors left alone; chosen."""
         self.command[:] = (1.0, 0.0, 0.0, 0.0, 0.0, TIMEOUT_DAMPING)
         self.ever = False
         self._engage()
@@ -137,8 +139,8 @@ class Motors:
 
     def _engage(self) -> None:
         """Torque = tau + kp (q* - q) + kd (dq* - dq), as MuJoCo's actuators say it."""
-        finite = np.isfinite(self.command).all(axis=1)
-        command = np.where(finite[:, None], self.command, 0.0)
+        finite = np.isfinite(self.command).all(axis=1, keepdims=True)
+        command = np.where(finite, self.command, 0.0)
         on = (command[:, 0] == 1.0).astype(float)
         if self.off is not None:
             on[self.off] = 0.0
@@ -189,22 +191,22 @@ class Link:
         self._domain = Domain(options.domain, CONFIG.format(name=options.interface))
         self.participant = participant = DomainParticipant(options.domain)
 
-        def write(name: str, kind: type) -> DataWriter:
+        def write(name: str, kind: Any) -> DataWriter:
             return DataWriter(participant, Topic(participant, name, kind))
 
-        def read(name: str, kind: type, depth: int) -> DataReader:
+        def read(name: str, kind: Any, depth: int) -> DataReader:
             # As the vendor's: nothing but defaults, best effort; deep, to see every command.
             qos = Qos(Policy.History.KeepLast(depth), Policy.IgnoreLocal.Participant)
             return DataReader(participant, Topic(participant, name, kind), qos)
 
-        self.state = write("rt/lowstate", wire.LowState)
-        self.slow_state = write("rt/lf/lowstate", wire.LowState)
-        self.torso = write("rt/secondary_imu", wire.IMUState)
-        self.bms = write("rt/lf/bmsstate", wire.BmsState)
-        self.truth = write("rt/emulator/truth", wire.Truth)
-        self.answers = write("rt/api/motion_switcher/response", wire.Response)
-        self.requests = read("rt/api/motion_switcher/request", wire.Request, 8)
-        self.commands = read("rt/lowcmd", wire.LowCmd, 64)
+        self.state = write("rt/lowstate", wire.TYPES["LowState_"])
+        self.slow_state = write("rt/lf/lowstate", wire.TYPES["LowState_"])
+        self.torso = write("rt/secondary_imu", wire.TYPES["IMUState_"])
+        self.bms = write("rt/lf/bmsstate", wire.TYPES["BmsState_"])
+        self.truth = write("rt/emulator/truth", wire.TYPES["Truth_"])
+        self.answers = write("rt/api/motion_switcher/response", wire.TYPES["Response_"])
+        self.requests = read("rt/api/motion_switcher/request", wire.TYPES["Request_"], 8)
+        self.commands = read("rt/lowcmd", wire.TYPES["LowCmd_"], 64)
         self.intruder: DataWriter | None = None
 
     def take(self, reader: DataReader) -> list[bytes]:
@@ -219,7 +221,7 @@ class Link:
     def intrude(self) -> None:
         """Somebody else's command: all zeros but its CRC."""
         if self.intruder is None:
-            topic = Topic(self.participant, "rt/lowcmd", wire.LowCmd)
+            topic = Topic(self.participant, "rt/lowcmd", wire.TYPES["LowCmd_"])
             self.intruder = DataWriter(self.participant, topic)
         values = [0] * (2 + 7 * wire.MOTORS + 5)
         values[-1] = wire.checksum(wire.CMD_IMAGE.pack(*values))
@@ -311,7 +313,7 @@ class Emulator:
             self.counts.received += 1
             self._command(data)
         for data in self.link.take(self.link.requests):
-            self._request(wire.Request.deserialize(data))
+            self._request(REQUEST.deserialize(data))
         if "second_writer" in self.faults.active and self.ms % STATE_MS == 0:
             self.link.intrude()
 
@@ -348,8 +350,8 @@ class Emulator:
             self.motors.limp()  # at once: whoever does not hang falls
         else:
             code = 3106
-        header = wire.ResponseHeader(identity=request.header.identity, status=wire.Status(code))
-        self.link.answers.write(wire.Response(header=header, data=data, binary=[]))
+        header = HEADER(identity=request.header.identity, status=STATUS(code=code))
+        self.link.answers.write(RESPONSE(header=header, data=data, binary=[]))
 
     # --- out ---
 

@@ -26,7 +26,7 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "gyro_bias": ("a bias on the rate about y", {"bias": 0.3}),
     "encoder_nan": ("no number as a position", {"joint": 3}),
     "velocity_nan": ("no number as a velocity", {"joint": 3}),
-    "encoder_jump": ("a position jumps for so many samples", {"joint": 3, "rad": 0.5, "samples": 1}),
+    "encoder_jump": ("a position jumps, so often", {"joint": 3, "rad": 0.5, "samples": 1}),
     "encoder_stuck": ("position and velocity of a joint repeat, torque does not", {"joint": 3}),
     "motor_silent": ("a motor says nothing more: its last words repeat", {"joint": 3}),
     "motor_fault": ("error bits of a motor", {"joint": 3, "bits": 1}),

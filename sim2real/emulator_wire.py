@@ -1,18 +1,18 @@
-"""The Unitree G1's side of the wire, written from its documents alone and sharing no code with ours.
+"""The G1's side of the wire, written from its documents alone and sharing no code with the driver.
 
 Struct formats, type descriptions and CRC of the messages that the emulator speaks. What the driver
 does with the same messages stands in drivers/unitree_wire.py, in another manner, so that a mistake
 in one of them shows.
 """
 
-# No postponed annotations here: Cyclone reads the types themselves.
+from __future__ import annotations
+
 import array
 import struct
 import zlib
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cyclonedds.idl import IdlStruct, types
+from cyclonedds.idl import make_idl_struct, types
 
 MOTORS = 35
 HEAD = bytes((0, 1, 0, 0))
@@ -28,7 +28,6 @@ STATE_IMAGE = struct.Struct("<2I2B2xI" + "13fh2x" + ("B3x" + _MOTOR) * MOTORS + 
 IMU_WIRE = struct.Struct("<13fh")
 BMS_WIRE = struct.Struct("<3Bx40H3Ii2B12h2H2x5I3I")
 REMOTE = struct.Struct("<HHfff4xf16x")
-TRUTH_NUMBERS = 17  # before the joints: see Emulator.truth
 
 REFLECTED = bytes(int(format(i, "08b")[::-1], 2) for i in range(256))
 
@@ -87,163 +86,52 @@ def remote_bytes(keys: int, lx: float, ly: float, rx: float, ry: float) -> bytes
 
 # --- descriptions for DDS -----------------------------------------------------------------------
 
-u8, u16, u32, i16, i32, f32 = (
-    types.byte, types.uint16, types.uint32, types.int16, types.int32, types.float32,
-)  # fmt: skip
+# A line per type, fields in the documents' own words; [n] an array, [] a sequence.
+DOCUMENT = """
+unitree_hg MotorCmd_: mode u8, q f32, dq f32, tau f32, kp f32, kd f32, reserve u32
+unitree_hg LowCmd_: mode_pr u8, mode_machine u8, motor_cmd MotorCmd_[35], reserve u32[4], crc u32
+unitree_hg IMUState_: quaternion f32[4], gyroscope f32[3], accelerometer f32[3], rpy f32[3], \
+temperature i16
+unitree_hg MotorState_: mode u8, q f32, dq f32, ddq f32, tau_est f32, temperature i16[2], vol f32, \
+sensor u32[2], motorstate u32, reserve u32[4]
+unitree_hg LowState_: version u32[2], mode_pr u8, mode_machine u8, tick u32, imu_state IMUState_, \
+motor_state MotorState_[35], wireless_remote u8[40], reserve u32[4], crc u32
+unitree_hg BmsState_: version_high u8, version_low u8, fn u8, cell_vol u16[40], bmsvoltage u32[3], \
+current i32, soc u8, soh u8, temperature i16[12], cycle u16, manufacturer_date u16, \
+bmsstate u32[5], reserve u32[3]
+unitree_api RequestIdentity_: id i64, api_id i64
+unitree_api RequestLease_: id i64
+unitree_api RequestPolicy_: priority i32, noreply bool
+unitree_api RequestHeader_: identity RequestIdentity_, lease RequestLease_, policy RequestPolicy_
+unitree_api Request_: header RequestHeader_, parameter string, binary u8[]
+unitree_api ResponseStatus_: code i32
+unitree_api ResponseHeader_: identity RequestIdentity_, status ResponseStatus_
+unitree_api Response_: header ResponseHeader_, data string, binary u8[]
+plexus_emulator Truth_: values f64[46]
+"""
+PRIMITIVES: dict[str, Any] = {
+    "u8": types.byte, "u16": types.uint16, "u32": types.uint32, "i16": types.int16,
+    "i32": types.int32, "i64": types.int64, "f32": types.float32, "f64": types.float64,
+    "bool": bool, "string": str,
+}  # fmt: skip
 
 
-@dataclass
-class MotorCmd(IdlStruct, typename="unitree_hg.msg.dds_.MotorCmd_"):
-    """rt/lowcmd, one motor."""
-
-    mode: u8
-    q: f32
-    dq: f32
-    tau: f32
-    kp: f32
-    kd: f32
-    reserve: u32
-
-
-@dataclass
-class LowCmd(IdlStruct, typename="unitree_hg.msg.dds_.LowCmd_"):
-    """rt/lowcmd."""
-
-    mode_pr: u8
-    mode_machine: u8
-    motor_cmd: types.array[MotorCmd, MOTORS]
-    reserve: types.array[u32, 4]
-    crc: u32
+def _types(document: str) -> dict[str, Any]:
+    """An IdlStruct per line, by name."""
+    known = dict(PRIMITIVES)
+    for line in document.replace("\\\n", "").strip().splitlines():
+        head, _, body = line.partition(": ")
+        package, name = head.split()
+        fields = {}
+        for field in body.split(", "):
+            word, kind = field.split()
+            inner, _, count = kind.rstrip("]").partition("[")
+            fields[word] = known[inner]
+            if "[" in kind:
+                many = types.array[known[inner], int(count)] if count else None
+                fields[word] = many or types.sequence[known[inner]]
+        known[name] = make_idl_struct(name, f"{package}.msg.dds_.{name}", fields)
+    return {name: kind for name, kind in known.items() if name not in PRIMITIVES}
 
 
-@dataclass
-class IMUState(IdlStruct, typename="unitree_hg.msg.dds_.IMUState_"):
-    """rt/secondary_imu, and inside LowState."""
-
-    quaternion: types.array[f32, 4]
-    gyroscope: types.array[f32, 3]
-    accelerometer: types.array[f32, 3]
-    rpy: types.array[f32, 3]
-    temperature: i16
-
-
-@dataclass
-class MotorState(IdlStruct, typename="unitree_hg.msg.dds_.MotorState_"):
-    """rt/lowstate, one motor."""
-
-    mode: u8
-    q: f32
-    dq: f32
-    ddq: f32
-    tau_est: f32
-    temperature: types.array[i16, 2]
-    vol: f32
-    sensor: types.array[u32, 2]
-    motorstate: u32
-    reserve: types.array[u32, 4]
-
-
-@dataclass
-class LowState(IdlStruct, typename="unitree_hg.msg.dds_.LowState_"):
-    """rt/lowstate."""
-
-    version: types.array[u32, 2]
-    mode_pr: u8
-    mode_machine: u8
-    tick: u32
-    imu_state: IMUState
-    motor_state: types.array[MotorState, MOTORS]
-    wireless_remote: types.array[u8, 40]
-    reserve: types.array[u32, 4]
-    crc: u32
-
-
-@dataclass
-class BmsState(IdlStruct, typename="unitree_hg.msg.dds_.BmsState_"):
-    """rt/lf/bmsstate."""
-
-    version_high: u8
-    version_low: u8
-    fn: u8
-    cell_vol: types.array[u16, 40]
-    bmsvoltage: types.array[u32, 3]
-    current: i32
-    soc: u8
-    soh: u8
-    temperature: types.array[i16, 12]
-    cycle: u16
-    manufacturer_date: u16
-    bmsstate: types.array[u32, 5]
-    reserve: types.array[u32, 3]
-
-
-@dataclass
-class Identity(IdlStruct, typename="unitree_api.msg.dds_.RequestIdentity_"):
-    """Which request this is about."""
-
-    id: types.int64
-    api_id: types.int64
-
-
-@dataclass
-class Lease(IdlStruct, typename="unitree_api.msg.dds_.RequestLease_"):
-    """Part of a request."""
-
-    id: types.int64
-
-
-@dataclass
-class Policy(IdlStruct, typename="unitree_api.msg.dds_.RequestPolicy_"):
-    """Part of a request."""
-
-    priority: i32
-    noreply: bool
-
-
-@dataclass
-class RequestHeader(IdlStruct, typename="unitree_api.msg.dds_.RequestHeader_"):
-    """Part of a request."""
-
-    identity: Identity
-    lease: Lease
-    policy: Policy
-
-
-@dataclass
-class Request(IdlStruct, typename="unitree_api.msg.dds_.Request_"):
-    """rt/api/motion_switcher/request."""
-
-    header: RequestHeader
-    parameter: str
-    binary: types.sequence[u8]
-
-
-@dataclass
-class Status(IdlStruct, typename="unitree_api.msg.dds_.ResponseStatus_"):
-    """Part of a response."""
-
-    code: i32
-
-
-@dataclass
-class ResponseHeader(IdlStruct, typename="unitree_api.msg.dds_.ResponseHeader_"):
-    """Part of a response."""
-
-    identity: Identity
-    status: Status
-
-
-@dataclass
-class Response(IdlStruct, typename="unitree_api.msg.dds_.Response_"):
-    """rt/api/motion_switcher/response."""
-
-    header: ResponseHeader
-    data: str
-    binary: types.sequence[u8]
-
-
-@dataclass
-class Truth(IdlStruct, typename="plexus.emulator.Truth_"):
-    """rt/emulator/truth: what no robot knows; who hears it speaks with an emulator."""
-
-    values: types.array[types.float64, TRUTH_NUMBERS + 29]
+TYPES = _types(DOCUMENT)

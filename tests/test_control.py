@@ -15,6 +15,7 @@ from robot.control import RAMP_S, Control, tick
 from robot.messages import (
     Ask,
     Command,
+    Health,
     LowCmd,
     LowState,
     Message,

@@ -1,4 +1,4 @@
-"""Signatures: who may vouch, what a changed file or a stranger's key is told, what hardware refuses."""
+"""Signatures: who may vouch, what a changed file and a stranger's key are told, what is refused."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("nacl")
 
-from policies.signature import create_key, read_trusted, sign, signature_path, verify  # noqa: E402
-from robot.cli import main  # noqa: E402
-from robot.config import UserError  # noqa: E402
+from policies.signature import create_key, read_trusted, sign, signature_path, verify
+from robot.cli import main
+from robot.config import UserError
 
 
 @pytest.fixture

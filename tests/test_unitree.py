@@ -1,4 +1,4 @@
-"""The G1's driver against an emulator that shares no code with it, and both against known answers."""
+"""The G1's driver against an emulator that shares no code with it; both against known answers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import pytest
 
 pytest.importorskip("cyclonedds")
 
-from drivers import unitree_wire as wire  # noqa: E402 - they need the extra, too
-from drivers.dds import Participant, check_interface  # noqa: E402
-from drivers.driver import Driver, DriverFault  # noqa: E402
-from robot.config import UserError  # noqa: E402
-from robot.messages import Mode  # noqa: E402
-from sim2real import emulator_wire  # noqa: E402
-from tests.test_contract import CODECS, ROBOT, DriverContract, command  # noqa: E402
-from tests.unitree_rig import DOMAIN, SteppedDriver, SteppedEmulator  # noqa: E402
-
+from drivers import unitree_wire as wire
+from drivers.dds import Participant, check_interface
+from drivers.driver import Driver, DriverFault
+from robot.config import UserError
+from robot.messages import Mode
+from sim2real import emulator_wire
+from tests.test_contract import CODECS, ROBOT, DriverContract, command
+from tests.unitree_rig import SteppedDriver, SteppedEmulator
 
 # --- known answers ------------------------------------------------------------------------------
 
@@ -86,9 +85,7 @@ def test_the_bytes_of_a_command_are_the_known_ones():
     assert bytes(frame.payload[:4]) == bytes.fromhex("00010000")
     assert bytes(frame.payload[4:36]) == body
     image = frame.body.take(wire.CMD_LAYOUT.image_source).tobytes()
-    known = (
-        "00050000 01000000 0000003f 000080bf 00000040 0000a041 0000003f 00000000 00000000"
-    )
+    known = "00050000 01000000 0000003f 000080bf 00000040 0000a041 0000003f 00000000 00000000"
     assert image[:36] == bytes.fromhex(known) and len(image) == 1004
 
 
@@ -160,13 +157,11 @@ IDS = {
 
 @pytest.mark.parametrize("name", IDS)
 def test_a19_type_identifiers_are_those_of_the_robots_generation_of_dds(name: str):
-    theirs = getattr(emulator_wire, name.rstrip("_"))
+    theirs = emulator_wire.TYPES[name]
     for kind in (wire.idl_types()[name], theirs):
         kind.__idl__.populate()
         info = kind.__idl__.get_type_info()
-        got = [
-            each.typeid_with_size.type_id.value.hex() for each in (info.minimal, info.complete)
-        ]
+        got = [each.typeid_with_size.type_id.value.hex() for each in (info.minimal, info.complete)]
         assert tuple(got) == IDS[name]
 
 

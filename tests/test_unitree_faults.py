@@ -15,17 +15,16 @@ import pytest
 
 pytest.importorskip("cyclonedds")
 
-from robot import control  # noqa: E402 - they need the extra, too
-from robot.log import Log  # noqa: E402
-from robot.log_writer import open_log  # noqa: E402
-from robot.messages import Ask, LowState, Mode, Request, Truth  # noqa: E402
-from robot.modes import BIT  # noqa: E402
-from robot.runs import load_run  # noqa: E402
-from robot.topics import source_index  # noqa: E402
-from sim2real.lockstep import START_NS, Lockstep, LockstepOptions  # noqa: E402
-from sim2real.replay import ControlReplay  # noqa: E402
-from tests.test_faults import SHORT, StandingPilot  # noqa: E402
-from tests.unitree_rig import CODECS, MS, ROBOT, SteppedDriver, SteppedEmulator  # noqa: E402
+from robot import control
+from robot.log import Log
+from robot.log_writer import open_log
+from robot.messages import Mode, Truth
+from robot.modes import BIT
+from robot.runs import load_run
+from sim2real.lockstep import START_NS, Lockstep, LockstepOptions
+from sim2real.replay import ControlReplay
+from tests.test_faults import SHORT, StandingPilot
+from tests.unitree_rig import CODECS, MS, ROBOT, SteppedDriver, SteppedEmulator
 
 KNEE = ROBOT.joint_names.index("left_knee_joint")
 PEAK_TORQUE, PEAK_SPEED = 1.0, 1.0  # shares of the motors' limits, after the fault

@@ -143,7 +143,8 @@ class SteppedDriver(UnitreeDriver):
             if self.heard:
                 self._baseline = sent - self.heard
             return
-        if not self._await(lambda: self._drain() is not None and self.heard + self._baseline >= sent):
+        due = sent - self._baseline
+        if not self._await(lambda: self._drain() is not None and self.heard >= due):
             self._baseline = sent - self.heard
 
     @staticmethod
