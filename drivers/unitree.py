@@ -16,7 +16,7 @@ from drivers.dds import Participant, RawReader, check_interface
 from drivers.driver import DriverFault
 from drivers.unitree_command import make_filter
 from drivers.unitree_service import MotionService
-from drivers.unitree_state import MS, StateWatch
+from drivers.unitree_state import LOST_NS, MS, StateWatch
 from robot import clock
 from robot.config import UserError
 from robot.messages import Health, LowCmd, LowState, Truth
@@ -79,6 +79,8 @@ class UnitreeDriver:
         self._charge, self._charge_ns = -1.0, 0
         self._alerts = self._next_health_ns = 0
         self._torso = np.zeros(10, np.float32)  # orientation, rates, accelerations
+        self._torso_ns = 0
+        self._kind = 0  # mode_machine that was accepted; commands carry it
         self._truths: RawReader | None = None
         self._truth: np.ndarray | None = None
 
@@ -128,8 +130,8 @@ class UnitreeDriver:
                 "somebody else commands this robot (rt/lowcmd); stop that program first: two "
                 "commanders shake a robot to pieces"
             )
-        kind = watch.now.mode_machine
-        self._check_kind(kind)
+        self._kind = watch.now.mode_machine
+        self._check_kind(self._kind)
         counted, passed = watch.tick - first_ms, (self._now() - begin) / MS
         # An emulator may lag behind its clock as its computer lets it, by the factor at most.
         if not TICKS[0] / self._factor * passed - 25 < counted < TICKS[1] * passed + 25:
@@ -232,6 +234,8 @@ class UnitreeDriver:
         state.joint_effort[:] = seen.tau
         if self.robot.imu == "torso":
             self._hear_torso()
+            if now - self._torso_ns >= LOST_NS * self._factor:
+                raise DriverFault("no word from the torso's IMU, which this robot's policies read")
             state.imu_quat_wxyz[:], state.imu_gyro[:] = self._torso[:4], self._torso[4:7]
             state.imu_accel[:] = self._torso[7:]
         else:
@@ -249,6 +253,7 @@ class UnitreeDriver:
         for data in self._torsos.take()[-1:]:
             if len(data) >= 4 + wire.IMU_LAYOUT.size:  # padded to whole words
                 self._torso[:] = np.frombuffer(data, "<f4", 10, 4)
+                self._torso_ns = self._now()
 
     def health(self, health: Health) -> bool:
         """Temperatures, battery, remote, counters; and the rows that they make active."""
@@ -304,8 +309,7 @@ class UnitreeDriver:
         for field, values in zip(self._fields, arrays, strict=True):
             field[:] = values
         frame, n = self._frame, self.robot.num_joints
-        # Never on 0: the robot has not said yet what it is. mode_pr stays 0: joints, not motors.
-        frame.put("mode_machine", self.watch.now.mode_machine)
+        frame.put("mode_machine", self._kind)  # mode_pr stays 0: joints, not motors
         frame.body[frame.layout.leaves["motor_cmd.mode"].offsets[:n]] = 1
         frame.sign()
         self._energised = bool(cmd.stiffness.any() or cmd.damping.any())

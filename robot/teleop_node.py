@@ -67,7 +67,9 @@ def main(node: Node) -> None:
     fixed = run.operator.velocity if live else run.operator.velocity or (0.0, 0.0, 0.0)
     arms = ArmSwing(node.robot) if run.operator.arms == "swinging" else None
     automatic, walk = run.operator.automatic and run.simulated, run.policy is not None
-    teleop = Teleop(node.codecs, source, fixed, automatic, walk, arms=arms)
+    teleop = Teleop(
+        node.codecs, source, fixed, automatic, walk, arms=arms, stepwise=not run.simulated
+    )
     operators = [(teleop, Sender(node, source))]
     if run.driver == "unitree":
         operators.append((Remote(node.codecs), Sender(node, "remote")))

@@ -95,10 +95,12 @@ REACTIONS: dict[str, dict[Mode, Mode]] = {
     "target_late": {},
     "clipping": {},
     "overrun": {},
-    **dict.fromkeys((
-        "state_late", "motor_hot", "temperature_unknown", "battery_entry", "battery_low",
-        "battery_unknown",
-    ), {}),
+    "state_late": {},
+    "motor_hot": {},
+    "temperature_unknown": {},
+    "battery_entry": {},
+    "battery_low": {},
+    "battery_unknown": {},
 }  # fmt: skip
 NO_ENTRY = {
     "internal_error", "driver_fault", "state_invalid", "state_stale", "manager_lost", "fallen",

@@ -36,7 +36,9 @@ def test_simulation_is_noisy_delayed_and_limited_by_default():
 
 
 def test_an_unknown_run_lists_those_there_are():
-    with pytest.raises(UserError, match=r"^run 'simm' is unknown; available: g1, g1-emulator, loopback, sim$"):
+    with pytest.raises(
+        UserError, match=r"^run 'simm' is unknown; available: g1, g1-emulator, loopback, sim$"
+    ):
         run_path("simm")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ pytest.importorskip("cyclonedds")
 from drivers import unitree_wire as wire
 from drivers.dds import Participant, check_interface
 from drivers.driver import Driver, DriverFault
+from drivers.unitree import UnitreeDriver
 from robot.config import UserError
 from robot.messages import Mode
 from sim2real import emulator_wire
@@ -324,6 +326,37 @@ def test_a14_a_command_that_is_no_number_is_not_sent(emulator: SteppedEmulator):
         driver.write(cmd)
     assert emulator.order(step=2)["received"] == before
     driver.close()
+
+
+def test_a10_three_commands_that_cannot_be_sent_are_a_fault(emulator: SteppedEmulator):
+    """The writer is a real one whose entity is gone, as after the loss of an interface."""
+    driver = SteppedDriver(emulator)
+    driver.open()
+    assert driver._commands is not None
+    driver._commands.close()
+    for _ in range(2):
+        UnitreeDriver.write(driver, command(Mode.DAMP))
+    with pytest.raises(DriverFault, match="3 commands in a row could not be sent"):
+        UnitreeDriver.write(driver, command(Mode.DAMP))
+    with pytest.raises(DriverFault, match="3 commands in a row could not be sent"):
+        driver.read(CODECS["low_state"].new())
+
+
+def test_a_robot_whose_policies_read_the_torso_gets_that_imu(emulator: SteppedEmulator):
+    driver = SteppedDriver(emulator, robot=dataclasses.replace(ROBOT, imu="torso"))
+    driver.open()
+    state, pelvis = CODECS["low_state"].new(), driver.watch
+    for _ in range(20):
+        driver.write(command(Mode.DAMP))
+        SteppedDriver._await(lambda: False, 0.002)
+    driver.read(state)
+    assert not np.array_equal(state.imu_quat_wxyz, pelvis.now.quat)
+    assert np.linalg.norm(state.imu_quat_wxyz) == pytest.approx(1.0, abs=1e-5)
+    driver._torsos.close()
+    with pytest.raises(DriverFault, match="no word from the torso's IMU"):
+        for _ in range(20):
+            driver.write(command(Mode.DAMP))
+            driver.read(state)
 
 
 def test_the_emulator_obeys_no_wrong_command(emulator: SteppedEmulator):

@@ -1,6 +1,6 @@
 """The G1's emulator and the whole runtime in their processes: a start, a walk, kill -9, doctor.
 
-Order and final state are asserted, and budgets by the stated timing factor: this computer is shared.
+Order and final state are asserted; budgets are those of the stated timing factor.
 """
 
 from __future__ import annotations
