@@ -310,7 +310,7 @@ def parse_velocity(text: str) -> list[float]:
 
 
 def _check_robot(config: RunConfig) -> None:
-    """Refuse a bad robot or policy before any process starts."""
+    """Refuse a bad robot, policy or network interface before any process starts."""
     from policies.manifest import check_policy, read_policy
     from robot.model import load_robot
     from robot.pilot import check_signature
@@ -321,6 +321,10 @@ def _check_robot(config: RunConfig) -> None:
     if config.policy is not None:
         check_signature(config)
         check_policy(read_policy(config.policy), robot, config.control_hz)
+    if config.driver == "unitree":
+        from drivers.dds import check_interface
+
+        check_interface(config.unitree.interface, config.unitree.network)
 
 
 def _run_lockstep(args: Run, config: RunConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import pytest
 
 pytest.importorskip("cyclonedds")
 
+from robot.cli import main
 from robot.log import Log
 from robot.messages import Mode
 from robot.model import load_robot
@@ -85,6 +86,20 @@ def test_only_one_file_differs_between_robot_emulator_and_simulation():
     assert (robot.simulated, emulator.simulated) == (False, True)
     assert robot.timing_factor == 1.0 and not robot.operator.automatic
     assert robot.unitree.interface is None and not robot.unitree.hang and robot.unitree.domain == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("run g1", "no network interface is named; name the one the robot is connected to"),
+        ("run g1 --interface lo", "'lo' has the address 127.0.0.1; expected one in the robot's net"),
+        ("run g1 --interface eth99 --hang", "network interface 'eth99' is unknown; available: "),
+    ],
+)
+def test_a_wrong_interface_is_one_sentence_before_any_process_starts(capsys, words: str, said: str):
+    assert main([*words.split(), "--headless"]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1].startswith("plexus: ") and said in err[-1] and "Traceback" not in "".join(err)
 
 
 def test_doctor_finds_the_emulator_well_and_its_owner_in_the_way(emulator, run_file, launch):
