@@ -2,7 +2,7 @@
 
 Objects of the Cyclone DDS package cost 0.3 ms to write and 0.6 ms to read at the G1's message size,
 bytes 3 us, so bytes it is. The functions for that are not documented, so the package's version is
-pinned, and tests/test_dds.py holds what is used of it. Knows no robot and no message.
+pinned, and tests/test_unitree.py holds what is used of it. Knows no robot and no message.
 """
 
 from __future__ import annotations

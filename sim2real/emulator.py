@@ -8,11 +8,9 @@ let go. It shares no code with the driver. What the documents leave open is mark
 from __future__ import annotations
 
 import json
-import select
-import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -25,23 +23,22 @@ from cyclonedds.topic import Topic
 
 from drivers.gantry import Gantry
 from robot.config import UserError
-from robot.messages import Mode
 from robot.model import Robot, compile_model
 from sim2real import emulator_wire as wire
+from sim2real.emulator_body import (
+    AMBIENT,
+    JOINTS,
+    STATE_MS,
+    TICK_MS,
+    TIMEOUT_MS,
+    Crew,
+    Motors,
+)
 from sim2real.emulator_faults import Faults, Measurements
 
-JOINTS = 29
-TICK_MS = 1  # motors and physics
-STATE_MS = 2  # LowState
+LOST_COMPUTER = 0x40000000
 TORSO_MS = 10  # second IMU
 BMS_MS = 200
-TIMEOUT_MS = 50  # chosen: the robot has one, its length is not published
-CATCH_UP_MS = 10.0  # what is made up for in real time
-TIMEOUT_DAMPING = 3.0  # N m s/rad; chosen: what the motors do then is not published either
-LOST_COMPUTER = 0x40000000
-STIFF = 10.0  # N m/rad: from here on people see that the motors hold the robot
-LOWER_AFTER_S = 4.5  # stiff for so long, and people let it down
-AMBIENT, HEAT, COOLING_S = 30.0, 0.004, 120.0  # degrees, degrees per s and (N m)^2, s; chosen
 NOISE = {"q": 2e-4, "dq": 0.02, "tau": 0.01, "quat": 5e-4, "gyro": 0.01, "accel": 0.05}
 ANY = 0x7F
 REQUEST, RESPONSE = wire.TYPES["Request_"], wire.TYPES["Response_"]
@@ -86,102 +83,6 @@ class Counts:
     def refuse(self, why: str) -> None:
         """One more command that was not obeyed."""
         self.refused[why] = self.refused.get(why, 0) + 1
-
-
-class Motors:
-    """29 drives: what they were told, their own time-out, their heat.
-
-    Args:
-        robot: limits.
-        model: gets the gains.
-        data: is driven.
-    """
-
-    def __init__(self, robot: Robot, model: mujoco.MjModel, data: mujoco.MjData) -> None:
-        self.robot, self.model, self.data = robot, model, data
-        self.timeout_ms = TIMEOUT_MS
-        self.winding = np.full(JOINTS, AMBIENT)
-        self.command = np.zeros((JOINTS, 6))  # mode, q, dq, tau, kp, kd
-        self.off: int | None = None  # a motor without power
-        self.silent_ms = 0
-        self.ever = self.timed_out = False
-        self._ctrl = data.ctrl
-
-    def obey(self, motors: list[wire.MotorCommand]) -> None:
-        """A command for all."""
-        self.command[:] = motors[:JOINTS]
-        self.silent_ms, self.ever, self.timed_out = 0, True, False
-        self._engage()
-
-    def limp(self) -> None:
-        """No torque, and nothing to wait for."""
-        self.command[:] = 0.0
-        self.ever = self.timed_out = False
-        self._engage()
-
-    def damp(self) -> None:
-        """What the vendor's service does while it owns the robot, and motors left alone; chosen."""
-        self.command[:] = (1.0, 0.0, 0.0, 0.0, 0.0, TIMEOUT_DAMPING)
-        self.ever = False
-        self._engage()
-
-    def pass_time(self, off: int | None) -> None:
-        """One millisecond: has somebody spoken lately?"""
-        if off != self.off:
-            self.off = off
-            self._engage()
-        if not self.ever:
-            return
-        self.silent_ms += TICK_MS
-        if self.silent_ms > self.timeout_ms and not self.timed_out:
-            self.damp()
-            self.ever = self.timed_out = True
-
-    def _engage(self) -> None:
-        """Torque = tau + kp (q* - q) + kd (dq* - dq), as MuJoCo's actuators say it."""
-        finite = np.isfinite(self.command).all(axis=1, keepdims=True)
-        command = np.where(finite, self.command, 0.0)
-        on = (command[:, 0] == 1.0).astype(float)
-        if self.off is not None:
-            on[self.off] = 0.0
-        _, q, dq, tau, kp, kd = command.T
-        model = self.model
-        self._ctrl[:] = q
-        model.actuator_gainprm[:, 0] = kp * on
-        model.actuator_biasprm[:, 1] = -kp * on
-        model.actuator_biasprm[:, 2] = -kd * on
-        model.actuator_biasprm[:, 0] = (kd * dq + tau) * on
-
-    def heat(self, torque: np.ndarray) -> None:
-        """Two milliseconds: windings warm with the square of torque and cool towards the air."""
-        dt = STATE_MS * 1e-3
-        self.winding += dt * (HEAT * torque * torque - (self.winding - AMBIENT) / COOLING_S)
-
-    @property
-    def stiff(self) -> bool:
-        """True if they hold the robot in a pose."""
-        return bool(self.command[:, 4].mean() > STIFF)
-
-
-class Crew:
-    """The people at the gantry, who see only what the robot does.
-
-    Args:
-        gantry: what they work with.
-    """
-
-    def __init__(self, gantry: Gantry) -> None:
-        self.gantry = gantry
-        self._stiff_s = 0.0
-
-    def work(self, stiff: bool, time_s: float, dt: float) -> None:
-        """Let a robot down that has held itself for a while; pull up one that does not."""
-        self._stiff_s = self._stiff_s + dt if stiff else 0.0
-        if stiff:
-            mode = Mode.STAND if self._stiff_s > LOWER_AFTER_S else Mode.STANDUP
-        else:
-            mode = Mode.PASSIVE if self.gantry.released else Mode.DAMP
-        self.gantry.apply(mode, time_s)
 
 
 class Link:
@@ -470,42 +371,3 @@ class Emulator:
             "service": self.service,
             "height": float(self.data.qpos[2]),
         }
-
-
-def obey_lines(emulator: Emulator, lines: TextIO, wait: bool) -> bool:
-    """Carry out orders, one JSON object per line, and answer each; False once there are no more."""
-    while wait or select.select([lines], [], [], 0)[0]:
-        line = lines.readline()
-        if not line:
-            return False
-        try:
-            answer = emulator.order(json.loads(line))
-        except (UserError, ValueError) as error:
-            answer = {"error": str(error)}
-        print(json.dumps(answer), flush=True)
-    return True
-
-
-def run(emulator: Emulator, stepped: bool, orders: bool, seconds: float | None) -> None:
-    """Until told to stop: stepped by orders, or in real time, as far as this computer keeps up.
-
-    Small delays are made up for. After larger ones the robot's time goes on from there, as if the
-    whole world had stood still: a burst of steps would let its motors miss commands that nobody
-    could have sent.
-    """
-    lines = sys.stdin if stepped or orders else None
-    if stepped:
-        assert lines is not None
-        obey_lines(emulator, lines, wait=True)
-        return
-    begin = time.monotonic()
-    while seconds is None or emulator.ms < seconds * 1e3:
-        behind = (time.monotonic() - begin) * 1e3 - emulator.ms
-        if behind > CATCH_UP_MS:
-            begin += (behind - 1.0) * 1e-3
-        if behind < 0.0:
-            time.sleep(-behind * 1e-3)
-            continue
-        emulator.step()
-        if lines is not None and not obey_lines(emulator, lines, wait=False):
-            return

@@ -1,15 +1,23 @@
-"""The command `plexus emulate`: its options, and what it says of the robot that it plays."""
+"""The command `plexus emulate`: its options, and the loop that lets the robot's time go on."""
 
 from __future__ import annotations
 
+import json
+import select
 import signal
 import sys
+import time
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import tyro
 
 from robot.config import UserError, check_positive
+
+if TYPE_CHECKING:
+    from sim2real.emulator import Emulator
+
+CATCH_UP_MS = 10.0  # what is made up for in real time
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ def emulate(args: Emulate) -> int:
         raise UserError("--domain 0 is that of real robots; take another one, such as 1")
     faults = [parse_fault(text) for text in args.faults]
     try:
-        from sim2real.emulator import Emulator, EmulatorOptions, run
+        from sim2real.emulator import Emulator, EmulatorOptions
     except ImportError as error:
         raise UserError(f"{error}; `pip install 'plexus[g1]'` brings what the G1 needs") from None
     from robot.model import load_robot
@@ -96,3 +104,42 @@ def parse_fault(text: str) -> tuple[str, dict[str, Any]]:
                 f"--fault {text}: got {part!r}, expected key=number, for example joint=3"
             ) from None
     return name, values
+
+
+def obey_lines(emulator: Emulator, lines: TextIO, wait: bool) -> bool:
+    """Carry out orders, one JSON object per line, and answer each; False once there are no more."""
+    while wait or select.select([lines], [], [], 0)[0]:
+        line = lines.readline()
+        if not line:
+            return False
+        try:
+            answer = emulator.order(json.loads(line))
+        except (UserError, ValueError) as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), flush=True)
+    return True
+
+
+def run(emulator: Emulator, stepped: bool, orders: bool, seconds: float | None) -> None:
+    """Until told to stop: stepped by orders, or in real time, as far as this computer keeps up.
+
+    Small delays are made up for. After larger ones the robot's time goes on from there, as if the
+    whole world had stood still: a burst of steps would let its motors miss commands that nobody
+    could have sent.
+    """
+    lines = sys.stdin if stepped or orders else None
+    if stepped:
+        assert lines is not None
+        obey_lines(emulator, lines, wait=True)
+        return
+    begin = time.monotonic()
+    while seconds is None or emulator.ms < seconds * 1e3:
+        behind = (time.monotonic() - begin) * 1e3 - emulator.ms
+        if behind > CATCH_UP_MS:
+            begin += (behind - CATCH_UP_MS) * 1e-3
+        if behind < 0.0:
+            time.sleep(-behind * 1e-3)
+            continue
+        emulator.step()
+        if lines is not None and not obey_lines(emulator, lines, wait=False):
+            return

@@ -92,7 +92,10 @@ def test_only_one_file_differs_between_robot_emulator_and_simulation():
     ("words", "said"),
     [
         ("run g1", "no network interface is named; name the one the robot is connected to"),
-        ("run g1 --interface lo", "'lo' has the address 127.0.0.1; expected one in the robot's net"),
+        (
+            "run g1 --interface lo",
+            "'lo' has the address 127.0.0.1; expected one in the robot's net",
+        ),
         ("run g1 --interface eth99 --hang", "network interface 'eth99' is unknown; available: "),
     ],
 )
@@ -119,11 +122,10 @@ def test_doctor_finds_the_emulator_well_and_its_owner_in_the_way(emulator, run_f
     assert before["received"] == 0 and before["service"] == "ai", "nothing was commanded"
 
 
-def test_kill_9_of_control_and_the_motors_damp_by_themselves(
-    emulator, run_file, launch, watch, log_dir
-):
-    launch("run", run_file, "--policy", "none", "--headless")
-    watch.until(Mode.STAND, 60.0)
+@pytest.mark.acceptance
+def test_kill_9_of_control_and_the_motors_damp_by_themselves(emulator, run_file, launch, watch):
+    launch("run", run_file, "--policy", "none", "--headless", "--log", "no")
+    watch.until(Mode.STAND, 90.0)
     emulator.order(reset=True)
     instance = watch.status.instance
     os.kill(nodes_state()["control"]["pid"], signal.SIGKILL)
@@ -136,6 +138,7 @@ def test_kill_9_of_control_and_the_motors_damp_by_themselves(
     assert emulator.order()["peak_torque"] <= 1.0
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize(
     ("fault", "values", "words"),
     [
@@ -148,7 +151,7 @@ def test_free_running_the_order_and_the_end_are_the_same(
     emulator, run_file, launch, watch, fault, values, words
 ):
     launch("run", run_file, "--policy", "none", "--headless", "--log", "no")
-    watch.until(Mode.STANDUP, 60.0)
+    watch.until(Mode.STANDUP, 90.0)
     emulator.order(fault={fault: values}, reset=True)
     watch.until(Mode.FAULT, 20.0)
     assert words in watch.status.reason
