@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from drivers.driver import Driver
+from robot.messages import LowCmd
 from robot.model import Robot
 from robot.runs import RunConfig
 
@@ -13,6 +16,19 @@ def make_driver(run: RunConfig, robot: Robot) -> Driver:
         from drivers.loopback import LoopbackDriver
 
         return LoopbackDriver(robot, run.period_ns)
+    if run.driver == "unitree":
+        from drivers.unitree import UnitreeDriver
+
+        return UnitreeDriver(robot, run.unitree, run.timing_factor)
     from drivers.sim import SimDriver
 
     return SimDriver(robot, run.sim, run.period_ns, run.seed)
+
+
+def as_sent(run: RunConfig, robot: Robot) -> Callable[[LowCmd], None]:
+    """What the run's driver makes of a command on its way to the motors: replay does the same."""
+    if run.driver == "unitree":
+        from drivers.unitree_command import make_filter
+
+        return make_filter(run.unitree, robot)
+    return lambda cmd: None

@@ -1,4 +1,4 @@
-"""The hardware edge: four methods that every robot, real or simulated, implements.
+"""The hardware edge: a few methods that every robot, real or simulated, implements.
 
 `tests/test_contract.py` holds the behaviour that every driver inherits.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from robot.messages import LowCmd, LowState, Truth
+from robot.messages import Health, LowCmd, LowState, Truth
 
 
 class DriverFault(Exception):
@@ -49,6 +49,14 @@ class Driver(Protocol):
 
         Raises:
             DriverFault: it could not be sent.
+        """
+        ...
+
+    def health(self, health: Health) -> bool:
+        """Fill what the robot says about itself (all but its header and tick), right after `read`.
+
+        `alerts` are rows of modes.FAULTS that do not forbid reading; those that do are raised. They
+        are in force until the next news. False, and nothing is filled, where there is none.
         """
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from robot.messages import LowCmd, LowState, Truth
+from robot.messages import Health, LowCmd, LowState, Truth
 from robot.model import Robot
 
 
@@ -44,6 +44,10 @@ class LoopbackDriver:
         np.copyto(pos, cmd.joint_pos_target, where=cmd.stiffness > 0.0)
         np.minimum(np.maximum(pos, self._low, out=pos), self._high, out=pos)
         self._time_ns += self._period_ns
+
+    def health(self, health: Health) -> bool:
+        """Nothing ever ails it."""
+        return False
 
     def truth(self, truth: Truth) -> bool:
         """There is no world to tell about."""

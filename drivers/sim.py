@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from drivers.gantry import Gantry
 from robot.config import UserError
-from robot.messages import LowCmd, LowState, Truth
+from robot.messages import Health, LowCmd, LowState, Truth
 from robot.model import Robot, compile_model
 from robot.runs import SimConfig
 from robot.safety import block
@@ -153,6 +153,10 @@ class SimDriver:
         ranges = self.model.actuator_forcerange
         ranges[:, 1] = limit * np.minimum(np.maximum((1.0 - share) * fall, 0.0), 1.0)
         ranges[:, 0] = -limit * np.minimum(np.maximum((1.0 + share) * fall, 0.0), 1.0)
+
+    def health(self, health: Health) -> bool:
+        """Nothing ever ails it."""
+        return False
 
     def truth(self, truth: Truth) -> bool:
         """The world as it is, without noise."""

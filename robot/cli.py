@@ -18,13 +18,17 @@ from policies.eval_commands import Eval, run_eval
 from policies.train_commands import Train, bench_train, train
 from robot import log_commands
 from robot.config import UserError, check_positive, check_writable, listing
+from robot.doctor import Doctor, doctor
 from robot.log_commands import LogTool, Replay
 from robot.runs import RunConfig, load_run, shipped_policies
+from sim2real.emulator_commands import Emulate, emulate
 
 NO_POLICY = (
-    "no policy: the robot stands up on its gantry, is let down and stands; leave out --policy and it "
-    "walks"
+    "no policy: the robot stands up on its gantry, is let down and stands; "
+    "leave out --policy and it walks"
 )
+
+HANGING_SHARE = 0.3  # of the stand stiffness: holds legs in the air, and gives way to a hand
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,16 @@ class Run:
     """multiplies gap and age limits; simulation only"""
     log: Literal["yes", "no"] | None = None
     """leave a log of the run; default: yes, with --lockstep no"""
+    unsigned_policy: bool = False
+    """hardware and emulator: run a policy that nobody trusted has signed"""
+    interface: str | None = None
+    """hardware: network interface that the robot is connected to"""
+    hang: bool = False
+    """hardware: the robot hangs on a gantry and may be taken over; it stands up softly"""
+    readonly: bool = False
+    """hardware: listen only, write and ask nothing"""
+    dry_run: bool = False
+    """hardware: do everything, but send damping whatever the command is"""
 
 
 @dataclass(frozen=True)
@@ -139,16 +153,40 @@ class PolicyCheck:
     """robot it is for"""
 
 
+@dataclass(frozen=True)
+class PolicySign:
+    """Vouch for a policy file: writes a signature beside it."""
+
+    file: tyro.conf.Positional[Path]
+    """our policy file"""
+    key: Path
+    """your private key, readable by you alone"""
+    create: bool = False
+    """make that key first"""
+
+
+@dataclass(frozen=True)
+class PolicyVerify:
+    """Say who has vouched for a policy file; refuses what a robot would."""
+
+    file: tyro.conf.Positional[Path]
+    """our policy file"""
+    trusted: Path | None = None
+    """file of trusted keys; default: PLEXUS_TRUSTED_KEYS, or ~/.config/plexus/trusted_keys"""
+
+
 PolicyCommand = (
     Annotated[PolicyImport, tyro.conf.subcommand("import")]
     | Annotated[PolicyShow, tyro.conf.subcommand("show")]
     | Annotated[PolicyCheck, tyro.conf.subcommand("check")]
+    | Annotated[PolicySign, tyro.conf.subcommand("sign")]
+    | Annotated[PolicyVerify, tyro.conf.subcommand("verify")]
 )
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Import, show and check policy files."""
+    """Import, show, check and sign policy files."""
 
     action: PolicyCommand = field()
 
@@ -164,6 +202,8 @@ Command = (
     | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Emulate, tyro.conf.subcommand("emulate")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
 
@@ -214,16 +254,28 @@ def _overrides(args: Run) -> dict[str, Any]:
     given: dict[str, Any] = {
         "seed": args.seed, "provider": args.provider, "timing_factor": args.timing_factor,
         "sim.collisions": args.collisions, "operator.arms": args.arms,
+        "unsigned_policy": True if args.unsigned_policy else None,
         "log.enabled": args.log == "yes" if args.log else False if args.lockstep else None,
     }  # fmt: skip
     if args.policy not in (None, "none"):
         given["policy"] = _chosen_policy(args.policy)
     if args.command is not None:
         given["operator.velocity"] = parse_velocity(args.command)
+    given |= _hardware_overrides(args)
     if args.headless:
         given |= {"operator.keyboard": False, "viewer": False}
     given = {key: value for key, value in given.items() if value is not None}
     return given | ({"policy": None} if args.policy == "none" else {})
+
+
+def _hardware_overrides(args: Run) -> dict[str, Any]:
+    """Keys of a run on hardware, refused for others."""
+    names = ("interface", "hang", "readonly", "dry_run")
+    given = {f"unitree.{name}": value for name in names if (value := getattr(args, name))}
+    if given and (driver := load_run(args.run).driver) != "unitree":
+        options = listing("--" + key.split(".")[1].replace("_", "-") for key in given)
+        raise UserError(f"{options}: for robots only; the driver of {args.run!r} is {driver!r}")
+    return given | ({"unitree.stand_share": HANGING_SHARE} if args.hang else {})
 
 
 def _chosen_policy(text: str) -> str:
@@ -258,13 +310,21 @@ def parse_velocity(text: str) -> list[float]:
 
 
 def _check_robot(config: RunConfig) -> None:
-    """Refuse a bad robot or policy before any process starts."""
+    """Refuse a bad robot, policy or network interface before any process starts."""
     from policies.manifest import check_policy, read_policy
     from robot.model import load_robot
+    from robot.pilot import check_signature
 
     robot = load_robot(config.robot)
+    if config.unsigned_policy:
+        print("plexus: --unsigned-policy: nobody vouches for this policy", file=sys.stderr)
     if config.policy is not None:
+        check_signature(config)
         check_policy(read_policy(config.policy), robot, config.control_hz)
+    if config.driver == "unitree":
+        from drivers.dds import check_interface
+
+        check_interface(config.unitree.interface, config.unitree.network)
 
 
 def _run_lockstep(args: Run, config: RunConfig) -> dict[str, Any]:
@@ -480,7 +540,7 @@ def echo(args: Echo) -> int:
 
 
 def policy(args: Policy) -> int:
-    """`plexus policy import|show|check`."""
+    """`plexus policy import|show|check|sign|verify`."""
     return RUNNERS[type(args.action)](args.action)
 
 
@@ -527,6 +587,29 @@ def policy_check(args: PolicyCheck) -> int:
     return 0
 
 
+def policy_sign(args: PolicySign) -> int:
+    """Sign, after the loader's checks: nobody vouches for what cannot be loaded."""
+    from policies.manifest import read_policy
+    from policies.signature import create_key, sign, signature_path, trusted_keys_path
+
+    read_policy(args.file)
+    if args.create:
+        create_key(args.key)
+    public = sign(args.file, args.key)
+    print(f"{signature_path(args.file)}: signed. Who trusts you has this line in")
+    print(f"{trusted_keys_path()}:\n{public} your-name")
+    return 0
+
+
+def policy_verify(args: PolicyVerify) -> int:
+    """Who signed."""
+    from policies.signature import verify
+
+    signed = verify(args.file, args.trusted)
+    print(f"{args.file}: signed by {signed.name} ({signed.key[:16]}...)")
+    return 0
+
+
 def bench(args: Bench) -> int:
     """`plexus bench`."""
     from robot.bench import main as measure
@@ -541,7 +624,9 @@ def bench(args: Bench) -> int:
 RUNNERS: dict[type, Any] = {
     Run: run, Nodes: nodes, Topics: topics, Echo: echo, Bench: bench, Policy: policy,
     PolicyImport: policy_import, PolicyShow: policy_show, PolicyCheck: policy_check,
+    PolicySign: policy_sign, PolicyVerify: policy_verify,
     **log_commands.RUNNERS, Eval: run_eval, Train: train,
+    Emulate: emulate, Doctor: doctor,
 }  # fmt: skip
 
 if __name__ == "__main__":

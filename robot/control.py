@@ -25,6 +25,7 @@ from robot.messages import (
     Codec,
     Command,
     Consumed,
+    Health,
     Heartbeat,
     Intervention,
     LowCmd,
@@ -91,6 +92,7 @@ def tick(control: Control, driver: Driver, ports: Ports, clock: Callable[[], int
     """Read, decide, ask the pilot, guard, write, publish."""
     now_ns = clock()
     control.read(driver, now_ns)
+    control.examine(driver)
     control.marks[0] = clock()
     control.decide(ports.receive(), ports.drops(), now_ns)
     asked = control.ask(ports, now_ns)
@@ -130,6 +132,7 @@ class Control:
         self.status: Status = codecs["status"].new()
         self.intervention: Intervention = codecs["intervention"].new()
         self.truth: Truth = codecs["truth"].new()
+        self.health: Health = codecs["health"].new()
         self.consumed: Consumed = codecs["consumed"].new()
         self.snapshot: Snapshot = codecs["control_state"].new()
         self.target: Target = codecs["target"].new()
@@ -179,6 +182,7 @@ class Control:
         self._dropped = False
         self._status_due = True
         self._reason = ""
+        self._health_due = False
 
     @property
     def memory(self) -> snapshot.Memory:
@@ -248,6 +252,12 @@ class Control:
             self._fresh, self.state = self.state, fresh
             self._has_state, self._state_ns = True, now_ns
 
+    def examine(self, driver: Driver) -> None:
+        """Ask how the robot is; news are told in this very tick."""
+        self._health_due = driver.health(self.health)
+        if self._health_due:
+            self.health.tick = self.tick
+
     def _fail(self, fault: str, text: str) -> None:
         """Raise a fault for this tick only, with its text for the status line."""
         self._momentary |= BIT[fault]
@@ -287,6 +297,7 @@ class Control:
     def _judge(self, malformed: int, now_ns: int) -> None:
         """Find out which rows of FAULTS are active."""
         faults, factor, mode = self._momentary, self.factor, self.machine.mode
+        faults |= self.health.alerts
         if self._gate_state.bucket.tripped:
             faults |= BIT["state_invalid"]
         if self._state_ns is None or now_ns - self._state_ns > STATE_STALE_NS * factor:
@@ -593,6 +604,8 @@ class Control:
         if self._heard is not None:
             ports.send("low_state", self._heard, now_ns)
         ports.send("low_cmd", self.cmd, now_ns)
+        if self._health_due:
+            ports.send("health", self.health, now_ns)
         if self._clip is not None:
             out = self.intervention
             out.tick, out.mode = self.tick, self.machine.mode

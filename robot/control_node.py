@@ -131,6 +131,8 @@ class Stopwatch:
 def main(node: Node) -> None:
     """Build everything, ask for real time, then loop until told to stop."""
     run = node.config
+    if not (run.simulated or run.unitree.readonly):
+        realtime.check_rights(run.realtime)
     control = Control(node.robot, node.codecs, run.period_ns, run.timing_factor)
     driver = make_driver(run, node.robot)
     ports = BusPorts(node, run.target_wait_ms)

@@ -558,6 +558,33 @@ class Truth(Message):
     joint_pos = Array("float64", "joints", "true joint positions", "rad")
 
 
+class Health(Message):
+    """What the robot says about itself beside its motion; hardware only.
+
+    The newest is in force until the next one, and a change of `alerts` is told at once.
+    """
+
+    tick = Scalar("uint64", "control tick that read it")
+    alerts = Scalar("uint64", "rows that the driver saw active, bits of modes.FAULTS")
+    frames = Scalar("uint64", "states accepted so far")
+    lost = Scalar("uint64", "states missing between accepted ones so far, by the robot's clock")
+    refused = Scalar("uint64", "states refused so far for length, encoding or CRC")
+    repeated = Scalar("uint64", "states refused so far as old: doubled or swapped on the way")
+    implausible = Scalar("uint64", "states refused so far for a joint that cannot have moved so")
+    unsent = Scalar("uint64", "commands that could not be sent so far")
+    age_ms = Scalar("float32", "age of the newest state, by arrival and by the robot's clock", "ms")
+    charge = Scalar("float32", "state of charge of the battery; -1: unknown", "%")
+    keys = Scalar("uint32", "keys held on the wireless remote, bits of its table")
+    variant = Scalar("uint8", "what kind of robot it says it is (mode_machine)")
+    axes = Array("float32", 4, "sticks of the wireless remote: lx, ly, rx, ry, -1 to 1", "1")
+    casing = Array("float32", "joints", "temperature of the motors' casings", "degree Celsius")
+    winding = Array("float32", "joints", "temperature of the motors' windings", "degree Celsius")
+    motor_errors = Array("uint32", "joints", "error bits of the motors")
+    torso_quat_wxyz = Array("float64", 4, "orientation of the second IMU", "1", "world")
+    torso_gyro = Array("float64", 3, "angular velocity at the second IMU", "rad/s", "torso imu")
+    torso_accel = Array("float64", 3, "specific force at the second IMU", "m/s^2", "torso imu")
+
+
 class Heartbeat(Message):
     """The manager is alive; without it the robot is damped."""
 
@@ -629,5 +656,5 @@ class RecorderStatus(Message):
 
 MESSAGES: tuple[type[Message], ...] = (
     LowState, LowCmd, PolicyInput, Target, PolicyInfo, Command, Request, Status, Intervention,
-    Timing, Truth, Heartbeat, Consumed, Snapshot, ClockMap, Event, RecorderStatus,
+    Timing, Truth, Heartbeat, Consumed, Snapshot, ClockMap, Event, RecorderStatus, Health,
 )  # fmt: skip

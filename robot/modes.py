@@ -79,6 +79,22 @@ FAULTS: tuple[Fault, ...] = (
     Fault("clipping", Action.WARN, Clear.AUTO, DRIVEN, False, "over 5 % of ticks clipped for 1 s"),
     Fault("overrun", Action.WARN, Clear.AUTO, ARMED, False,
           "three ticks late in a row, or over 1 % of a second's ticks"),
+    # Rows that a driver finds out about its robot (`Driver.health`). Their places are their bits in
+    # logs, so new ones come last.
+    Fault("remote_stop", Action.DAMP, Clear.RESET, ARMED, True, "L2+B on the robot's own remote"),
+    Fault("motor_overheated", Action.SOFT_STOP, Clear.RESET, DRIVEN - {Mode.SOFT_STOP}, True,
+          "a motor is at its temperature limit"),
+    Fault("battery_empty", Action.SOFT_STOP, Clear.RESET, DRIVEN - {Mode.SOFT_STOP}, True,
+          "8 % of charge or less"),
+    Fault("state_late", Action.WARN, Clear.AUTO, ARMED, False,
+          "three periods without news from the robot"),
+    Fault("motor_hot", Action.WARN, Clear.AUTO, ARMED, True,
+          "a motor is within 10 degrees of its limit"),
+    Fault("temperature_unknown", Action.WARN, Clear.AUTO, ARMED, True,
+          "a motor's temperature is no temperature"),
+    Fault("battery_entry", Action.WARN, Clear.AUTO, ARMED, True, "15 % of charge or less"),
+    Fault("battery_low", Action.WARN, Clear.AUTO, ARMED, False, "25 % of charge or less"),
+    Fault("battery_unknown", Action.WARN, Clear.AUTO, ARMED, False, "the battery does not report"),
 )  # fmt: skip
 # Rows that act on the mode; a WARN is only told.
 ACTING = sum(1 << i for i, fault in enumerate(FAULTS) if fault.action > Action.WARN)

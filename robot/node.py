@@ -16,7 +16,7 @@ from robot.config import UserError
 from robot.messages import Codec
 from robot.model import load_robot
 from robot.realtime import RealtimeConfig, die_with_parent, make_context
-from robot.runs import RunConfig
+from robot.runs import RunConfig, softened
 from robot.topics import make_codecs
 
 RUN_FILE = "run.json"  # the run's configuration, in the runtime directory
@@ -35,7 +35,7 @@ class Node:
     def __init__(self, name: str, directory: Path, config: RunConfig, ready_fd: int = -1) -> None:
         self.name, self.directory, self.config = name, directory, config
         self.simulated = config.simulated
-        self.robot = load_robot(config.robot)
+        self.robot = softened(load_robot(config.robot), config)
         self.codecs = make_codecs(self.robot)
         realtime = config.realtime if name == "control" else RealtimeConfig()
         self.context, self.context_report = make_context(realtime)

@@ -16,8 +16,10 @@ from policies.manifest import (
     read_policy,
 )
 from policies.session import PolicySession, verify_golden
+from policies.signature import verify
 from robot import clock, snapshot
 from robot.bus import Publisher, Subscriber
+from robot.config import UserError
 from robot.messages import (
     VALID_ARMS,
     VALID_HEIGHT,
@@ -30,7 +32,7 @@ from robot.messages import (
 from robot.model import Robot
 from robot.node import Node
 from robot.realtime import freeze_collector
-from robot.runs import RunConfig
+from robot.runs import SIMULATED, RunConfig
 from robot.topics import make_codecs
 
 INFO_PERIOD_NS = 1_000_000_000
@@ -153,13 +155,29 @@ def _selection(rows: list[int]) -> slice | np.ndarray:
     return slice(None) if rows == list(range(len(rows))) else np.array(rows)
 
 
+def check_signature(run: RunConfig) -> None:
+    """Refuse a policy that nobody we trust has signed, where motors or their emulator are driven.
+
+    Raises:
+        UserError: says whose signature is missing or wrong, and what to do.
+    """
+    if run.driver in SIMULATED or run.policy is None or run.unsigned_policy:
+        return
+    try:
+        verify(run.policy)
+    except UserError as error:
+        raise UserError(f"{error}. To run it all the same: --unsigned-policy") from None
+
+
 def load_pilot(run: RunConfig, robot: Robot) -> Pilot:
     """Read, check and test the run's policy, and make a pilot of it.
 
     Raises:
-        UserError: the file, its fit to the robot, its test vectors or the provider are refused.
+        UserError: the file, its signature, its fit to the robot, its test vectors or the provider
+            are refused.
     """
     assert run.policy is not None
+    check_signature(run)
     policy = read_policy(run.policy)
     check_policy(policy, robot, control_hz=run.control_hz)
     session = PolicySession(policy, run.provider, allow_fallback=run.simulated)

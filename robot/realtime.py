@@ -17,7 +17,7 @@ from pathlib import Path
 import zmq
 from pydantic import Field
 
-from robot.config import Strict
+from robot.config import Strict, UserError
 
 MCL_CURRENT, MCL_FUTURE = 1, 2  # mman.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -35,6 +35,8 @@ class RealtimeConfig(Strict):
     io_cpu: int | None = Field(default=None, ge=0)
     """Core that control's ZeroMQ I/O thread is pinned to."""
     lock_memory: bool = True
+    allow_degraded: bool = False
+    """drive hardware although SCHED_FIFO is not to be had: late ticks are likelier, and damp"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def make_context(config: RealtimeConfig) -> tuple[zmq.Context, list[Got]]:
     report: list[Got] = []
     if config.fifo_priority:
         name = f"ZeroMQ I/O thread FIFO {max(1, config.fifo_priority - 1)}"
-        if _may_use_fifo(config.fifo_priority):
+        if may_use_fifo(config.fifo_priority):
             context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_FIFO)
             context.set(zmq.THREAD_PRIORITY, max(1, config.fifo_priority - 1))
             report.append(Got(name, True, "set on the context"))
@@ -89,6 +91,22 @@ def enter(config: RealtimeConfig) -> list[Got]:
         report.append(_attempt("memory locked", _lock_memory))
     report.append(freeze_collector())
     return report
+
+
+def check_rights(config: RealtimeConfig) -> None:
+    """Refuse to drive hardware without real-time scheduling, unless that is allowed (C10).
+
+    Raises:
+        UserError: says how to get it, and how to go without.
+    """
+    priority = config.fifo_priority or 1
+    if config.allow_degraded or may_use_fifo(priority):
+        return
+    raise UserError(
+        f"real time: this user may not use SCHED_FIFO {priority}, which a robot's control wants; "
+        "`plexus doctor host` says how to get it. To drive degraded all the same, set "
+        "realtime.allow_degraded: true in the run file"
+    )
 
 
 def freeze_collector() -> Got:
@@ -130,7 +148,7 @@ def _lock_memory() -> None:
         raise OSError(number, f"{os.strerror(number)}, RLIMIT_MEMLOCK is {limit} bytes")
 
 
-def _may_use_fifo(priority: int) -> bool:
+def may_use_fifo(priority: int) -> bool:
     """Try it on this thread and go back."""
     before, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     try:

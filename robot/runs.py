@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import ipaddress
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from robot.config import CONFIGS, REPOSITORY, Strict, UserError, listing, load_yaml
+from robot.model import Robot
 from robot.realtime import RealtimeConfig
 
 RUNS = CONFIGS / "runs"
@@ -42,6 +45,56 @@ class SimConfig(Strict):
     corner_speed: float = Field(default=1.0, gt=0.0, le=1.0)
     """share of the velocity limit up to which a motor has full torque; from there it falls to 0"""
     noise: NoiseConfig = NoiseConfig()
+
+
+class UnitreeConfig(Strict):
+    """A Unitree G1, or its emulator, at the other end of DDS."""
+
+    interface: str | None = None
+    """network interface that the robot is connected to; it must be named"""
+    network: str = "192.168.123.0/24"
+    """where that interface must have its address; the vendor's network"""
+    domain: int = Field(default=0, ge=0, le=232)
+    """DDS domain; robots use 0"""
+    emulator: bool = False
+    """the other end is `plexus emulate g1`, and moves no real motor; a real robot is refused"""
+    mode_machine: tuple[int, ...] = (5,)
+    """what kinds of robot may answer (drivers.unitree_wire.VARIANTS); the model is of 5, rev 1.0"""
+    readonly: bool = False
+    """listen only: nothing is ever written or asked"""
+    dry_run: bool = False
+    """do everything, but send damping whatever the command is"""
+    hang: bool = False
+    """the robot hangs on a gantry: it may be taken over from its motion service"""
+    stand_share: float = Field(default=1.0, gt=0.0, le=1.0)
+    """of the stand pose's stiffness: little for a first time on a gantry, 1 to stand on a floor"""
+    repeats: int = Field(default=10, ge=3)
+    """identical samples after which a sensor counts as frozen"""
+    casing_limit: float = 85.0
+    """degrees Celsius; the vendor's"""
+    winding_limit: float = 120.0
+    """degrees Celsius; the vendor's"""
+
+    @field_validator("network")
+    @classmethod
+    def _is_network(cls, given: str) -> str:
+        try:
+            ipaddress.ip_network(given)
+        except ValueError as error:
+            raise ValueError(f"{error}; expected a network such as 192.168.123.0/24") from None
+        return given
+
+    @model_validator(mode="after")
+    def _fits(self) -> UnitreeConfig:
+        local = ipaddress.ip_network(self.network).is_loopback
+        if self.emulator and (self.domain == 0 or not local):
+            raise ValueError(
+                "emulator: expected a domain other than 0 and a loopback network, so that no real "
+                f"robot can be meant; got domain {self.domain}, network {self.network}"
+            )
+        if self.readonly and self.dry_run:
+            raise ValueError("readonly and dry_run: expected one of them at most")
+        return self
 
 
 class OperatorConfig(Strict):
@@ -82,7 +135,7 @@ class RunConfig(Strict):
     name: str = ""
     """what logs call this run; empty: the name of its file"""
     robot: str
-    driver: Literal["sim", "loopback"]
+    driver: Literal["sim", "loopback", "unitree"]
     control_hz: int = Field(default=500, ge=50, le=2000)
     timing_factor: float = Field(default=1.0, ge=1.0, le=100.0)
     """multiplies gap and age limits; hardware refuses anything but 1"""
@@ -91,12 +144,15 @@ class RunConfig(Strict):
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     policy: Path | None = None
     """a file, or the name of a policy that comes with Plexus; null: the robot only stands"""
+    unsigned_policy: bool = False
+    """hardware and emulator: run a policy that nobody we trust has signed; the log says so"""
     seed: int = Field(default=0, ge=0)
     realtime: RealtimeConfig = RealtimeConfig()
     operator: OperatorConfig = OperatorConfig()
     viewer: bool = True
     """open a window with the robot where there is a display"""
     sim: SimConfig = SimConfig()
+    unitree: UnitreeConfig = UnitreeConfig()
     log: LogConfig = Field(default_factory=LogConfig)
 
     @field_validator("policy", mode="before")
@@ -132,12 +188,20 @@ class RunConfig(Strict):
     @property
     def simulated(self) -> bool:
         """True if no real motor can move."""
-        return self.driver in SIMULATED
+        return self.driver in SIMULATED or (self.driver == "unitree" and self.unitree.emulator)
 
     @property
     def period_ns(self) -> int:
         """Length of a control tick in ns."""
         return round(1e9 / self.control_hz)
+
+
+def softened(robot: Robot, run: RunConfig) -> Robot:
+    """The robot with as much of its stand stiffness as the run allows."""
+    share = run.unitree.stand_share if run.driver == "unitree" else 1.0
+    if share == 1.0:
+        return robot
+    return dataclasses.replace(robot, stand_stiffness=robot.stand_stiffness * share)
 
 
 def shipped_policies() -> dict[str, Path]:

@@ -61,7 +61,7 @@ KEYS: dict[str, Key] = {
     "e": Key("e", "engage again after a hold", ask=Ask.ENGAGE),
     "s": Key("s", "stop softly: crouch, then damping", ask=Ask.SOFT_STOP),
     "r": Key("r", "reset a fault or e-stop; does not arm", ask=Ask.RESET),
-    "g": Key("g", "go: arm, stand up, walk (simulation only)", go=True),
+    "g": Key("g", "go: arm, stand up, walk; on a robot one step a time", go=True),
     "q": Key("q", "quit", quit=True),
 }
 
@@ -127,6 +127,7 @@ class Teleop:
         walk: whether the procedure goes on from STAND into the policy.
         nonce: identifies this operator; random if not given.
         arms: what to command the arms; None: nothing.
+        stepwise: go takes one step of PROCEDURE and no more, as it must on a robot.
     """
 
     def __init__(
@@ -138,8 +139,9 @@ class Teleop:
         walk: bool,
         nonce: int | None = None,
         arms: ArmSwing | None = None,
+        stepwise: bool = False,
     ) -> None:
-        self.source, self.arms = source, arms
+        self.source, self.arms, self.stepwise = source, arms, stepwise
         self.constant = None if velocity is None else np.array(velocity)
         self.automatic, self.walk = automatic, walk
         self.note = ""  # why the last request was refused
@@ -152,6 +154,7 @@ class Teleop:
         self._asked: Sent | None = None
         self._retry_ns = self._next_command_ns = 0
         self._control = 0  # instance of the control process that we know
+        self._mode = Mode.PASSIVE  # as control told it last
         self.done = False  # the operator wants to quit
 
     def press(self, key: Key, now_ns: int) -> Request | None:
@@ -162,8 +165,12 @@ class Teleop:
             self._keys = Velocity(value, now_ns + KEY_LIFE_NS)
         if key.ask in (Ask.ESTOP, Ask.SOFT_STOP):
             self.automatic = False
-        self.automatic = self.automatic or key.go
         self.done = self.done or key.quit
+        if key.go and self.stepwise:
+            ask = PROCEDURE.get(self._mode, Ask.NONE)
+            can = ask != Ask.NONE and (self.walk or ask != Ask.START_POLICY)
+            return self._ask(ask, now_ns) if can else None
+        self.automatic = self.automatic or key.go
         return self._ask(key.ask, now_ns) if key.ask != Ask.NONE else None
 
     def velocity(self, now_ns: int) -> np.ndarray:
@@ -211,6 +218,7 @@ class Teleop:
 
     def _hear(self, status: Status, now_ns: int) -> None:
         """Is this the answer to what we asked?"""
+        self._mode = Mode(status.mode)
         restarted = self._control not in (0, status.instance)
         self._control = status.instance
         if restarted or status.mode in (Mode.FAULT, Mode.ESTOP):

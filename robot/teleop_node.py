@@ -15,8 +15,9 @@ from rich.live import Live
 
 from robot import clock
 from robot.bus import Publisher, Subscriber
-from robot.messages import Message, PolicyInfo, RecorderStatus, Status, Timing, Truth
+from robot.messages import Health, Message, PolicyInfo, RecorderStatus, Status, Timing, Truth
 from robot.node import Node
+from robot.remote import Remote
 from robot.teleop import KEYS, ArmSwing, Key, Teleop
 from robot.terminal import View
 
@@ -66,9 +67,13 @@ def main(node: Node) -> None:
     fixed = run.operator.velocity if live else run.operator.velocity or (0.0, 0.0, 0.0)
     arms = ArmSwing(node.robot) if run.operator.arms == "swinging" else None
     automatic, walk = run.operator.automatic and run.simulated, run.policy is not None
-    teleop = Teleop(node.codecs, source, fixed, automatic, walk, arms=arms)
-    sender = Sender(node, source)
-    heard = node.pick("status", "truth", "timing", "policy_info", "recorder")
+    teleop = Teleop(
+        node.codecs, source, fixed, automatic, walk, arms=arms, stepwise=not run.simulated
+    )
+    operators = [(teleop, Sender(node, source))]
+    if run.driver == "unitree":
+        operators.append((Remote(node.codecs), Sender(node, "remote")))
+    heard = node.pick("status", "truth", "timing", "policy_info", "recorder", "health")
     subscriber = Subscriber(node.context, node.directory, heard)
     view = View(teleop, run)
     node.ready()
@@ -78,7 +83,7 @@ def main(node: Node) -> None:
             keyboard = Keyboard(descriptor)
             stack.enter_context(keyboard.open())
             table = stack.enter_context(Live(console=Console(), auto_refresh=False, screen=False))
-        loop(node, teleop, sender, subscriber, keyboard, table, view)
+        loop(node, operators, subscriber, keyboard, table, view)
 
 
 class Sender:
@@ -100,14 +105,14 @@ class Sender:
 
 def loop(
     node: Node,
-    teleop: Teleop,
-    sender: Sender,
+    operators: list[tuple[Teleop, Sender]],
     subscriber: Subscriber,
     keyboard: Keyboard | None,
     table: Live | None,
     view: View,
 ) -> None:
-    """50 turns per second until stopped or the operator quits."""
+    """50 turns per second until stopped or the operator quits; the first operator has the keys."""
+    teleop, sender = operators[0]
     status: Status | None = None
     truth: Truth | None = None
     deadline = next_view = clock.now_ns()
@@ -117,6 +122,8 @@ def loop(
                 status = message.copy()
             elif isinstance(message, Truth):
                 truth = message.copy()
+            elif isinstance(message, Health):
+                hear_remote(operators[1:], message)
             elif isinstance(message, Timing | PolicyInfo | RecorderStatus):
                 view.hear(message.copy())
         now = clock.now_ns()
@@ -124,10 +131,20 @@ def loop(
             for key in keyboard.pressed():
                 if request := teleop.press(key, now):
                     sender.send(f"request.{teleop.source}", request, False, now)
-        for topic, out, again in teleop.step(status, truth, now):
-            sender.send(topic, out, again, now)
+        for each, to in operators:
+            for topic, out, again in each.step(status, truth, now):
+                to.send(topic, out, again, now)
         if table and now >= next_view:
             next_view = now + 1_000_000_000 // REFRESH
             table.update(view.render(status, truth, now), refresh=True)
         deadline = max(deadline + PERIOD_NS, now)
         node.sleep_until(deadline)
+
+
+def hear_remote(operators: list[tuple[Teleop, Sender]], health: Health) -> None:
+    """Let the remote, where there is one, make requests of its keys."""
+    now = clock.now_ns()
+    for remote, sender in operators:
+        if isinstance(remote, Remote):
+            for request in remote.hear_health(health, now):
+                sender.send(f"request.{remote.source}", request, False, now)

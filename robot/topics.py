@@ -11,6 +11,7 @@ from robot.messages import (
     Command,
     Consumed,
     Event,
+    Health,
     Heartbeat,
     Intervention,
     LowCmd,
@@ -49,6 +50,7 @@ class Source:
 SOURCES: tuple[Source, ...] = (
     Source("script", Rank.SCRIPT, "a command given on the command line"),
     Source("keyboard", Rank.LOCAL_OPERATOR, "the arrow keys of the terminal"),
+    Source("remote", Rank.LOCAL_OPERATOR, "the robot's own wireless remote"),
 )
 
 
@@ -77,6 +79,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic("control_state", Snapshot, "1 Hz", "control", True, "what control remembers"),
     Topic("pilot_state", Snapshot, "1 Hz", "pilot", True, "what the policy remembers"),
     Topic("truth", Truth, "policy", "control", True, "simulation only: ground truth"),
+    Topic("health", Health, "20 Hz, and on change", "control", True, "hardware: the robot itself"),
     Topic("heartbeat", Heartbeat, "50 Hz", "manager", True, "the manager is alive"),
     Topic("recorder", RecorderStatus, "2 Hz", "recorder", True, "how the log is doing"),
     Topic("clock", ClockMap, "1 Hz", "recorder", True, "monotonic against wall clock"),

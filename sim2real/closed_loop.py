@@ -188,7 +188,7 @@ def control_before(
     replay = ControlReplay(motion.log, run, robot)
     now_ns, number = int(motion.states["stamp_ns"][row]), int(motion.states["tick"][row])
     span = next(span for span in replay.spans() if span[0] <= now_ns < span[1])
-    logged = LoggedRun(motion.log, replay.topics, span)
+    logged = LoggedRun(motion.log, replay.topics, span, replay.sent)
     result = StageResult("control")
     comparers = {
         name: Comparer(replay.topics[name], logged.orders[name], result, robot)

@@ -20,7 +20,7 @@ from robot.control import Control, tick
 from robot.log_writer import LogWriter
 from robot.messages import Codec, Message, Mode, PolicyInput, Status, Target, Truth
 from robot.model import Robot, load_robot
-from robot.runs import RunConfig
+from robot.runs import RunConfig, softened
 from robot.summary import Summary, keep
 from robot.teleop import ArmSwing, Teleop
 from robot.topics import OPERATOR_TOPICS, make_codecs
@@ -75,7 +75,7 @@ class Lockstep:
         robot: Robot | None = None,
     ) -> None:
         self.run, self.options, self.pilot = run, options or LockstepOptions(), pilot
-        self.robot = robot or load_robot(run.robot)
+        self.robot = softened(robot or load_robot(run.robot), run)
         self.codecs: dict[str, Codec] = make_codecs(self.robot)
         self.driver = driver or make_driver(run, self.robot)
         self.control = Control(

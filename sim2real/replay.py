@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drivers import as_sent
 from drivers.driver import DriverFault
 from robot.config import UserError
 from robot.control import READ_FAULT, WRITE_FAULT, Control, tick
@@ -23,6 +24,7 @@ from robot.log import Log
 from robot.log_writer import cpu_name
 from robot.messages import (
     Codec,
+    Health,
     Intervention,
     LowCmd,
     LowState,
@@ -35,11 +37,11 @@ from robot.messages import (
 )
 from robot.model import Robot, load_robot
 from robot.pilot import Pilot, load_pilot
-from robot.runs import RunConfig
+from robot.runs import RunConfig, softened
 from robot.safety import LIMITERS
 from robot.topics import OPERATOR_TOPICS, make_codecs
 
-CONTROL_OUTPUTS = ("low_state", "low_cmd", "policy_input", "status", "intervention",
+CONTROL_OUTPUTS = ("low_state", "low_cmd", "policy_input", "status", "intervention", "health",
                    "control_state")  # fmt: skip
 CONTROL_INPUTS = (*OPERATOR_TOPICS, "policy_info", "heartbeat")
 HEADER = ("schema_hash", "robot_id", "instance", "seq")  # matched, not compared
@@ -61,7 +63,8 @@ def setup_of(log: Log, folder: Path) -> tuple[RunConfig, Robot]:
         (folder / Path(name).name).write_bytes(data)
     run = RunConfig.model_validate_json(log.attachments["run.json"])
     policy = folder / "policy.onnx" if "policy.onnx" in log.attachments else None
-    run = run.model_copy(update={"policy": policy})
+    # What ran may run again: replay moves nothing.
+    run = run.model_copy(update={"policy": policy, "unsigned_policy": True})
     return run, load_robot(folder / "robot.yaml")
 
 
@@ -301,18 +304,27 @@ class LoggedRun:
         log: where from.
         topics: rows of all topics.
         span: stamps from (included) and to (excluded) of this run, ns.
+        sent: what the run's driver made of a command.
     """
 
     simulated, physics_cpu_ns = True, 0
 
-    def __init__(self, log: Log, topics: dict[str, Rows], span: tuple[int, int]) -> None:
-        self.log, self.topics, self.span = log, topics, span
+    def __init__(
+        self,
+        log: Log,
+        topics: dict[str, Rows],
+        span: tuple[int, int],
+        sent: Callable[[LowCmd], None],
+    ) -> None:
+        self.log, self.topics, self.span, self._sent = log, topics, span, sent
         orders = {name: self._within(rows) for name, rows in topics.items()}
         self.orders = orders
         self.cmd_row = self._by_tick("low_cmd")
         self.state_row = self._by_tick("low_state")
+        self.health_row = self._by_tick("health")
         self.taken = Taken.by_tick(topics["consumed"], orders["consumed"])
-        self.unknown = self._unknown_ticks()
+        self.unknown = self._unknown_ticks("consumed")
+        self.unwell = self._unknown_ticks("health")
         steps = topics["control_state"].records["step"].tolist()
         self.snapshots = [(steps[row], row) for row in orders["control_state"]]
         self.last = max(self.cmd_row, default=0)
@@ -328,7 +340,7 @@ class LoggedRun:
         self._drops = (0, 0)
         self._received: list[Message] = []
         self._target: Target | None = None
-        self._state = 0
+        self._state = self._number = 0
         self._fault, self._text = 0, ""
         self.send_to: Callable[[str, Message, int], int]
 
@@ -341,9 +353,9 @@ class LoggedRun:
         ticks = self.topics[topic].records["tick"].tolist()
         return {ticks[row]: row for row in self.orders[topic]}
 
-    def _unknown_ticks(self) -> list[tuple[int, int]]:
-        """Ranges of ticks of which a `consumed` may be lost, both ends included."""
-        rows, order = self.topics["consumed"], self.orders["consumed"]
+    def _unknown_ticks(self, topic: str) -> list[tuple[int, int]]:
+        """Ranges of ticks of which a message may be lost, both ends included."""
+        rows, order = self.topics[topic], self.orders[topic]
         ticks = rows.records["tick"].tolist()
         unknown = [(0, ticks[order[0]])] if order and rows.seqs[order[0]] != 1 else []
         for before, after in itertools.pairwise(order):
@@ -359,6 +371,9 @@ class LoggedRun:
             return "low_cmd is lost"
         if any(first <= number <= last for first, last in self.unknown):
             return "consumed is lost"
+        if any(first < number <= last for first, last in self.unwell):
+            return "health is lost"
+        self._number = number
         self._received, self._target = [], None
         self._fault, self._text = 0, ""
         self.skipped = 0
@@ -404,8 +419,11 @@ class LoggedRun:
         return int(self.topics["low_cmd"].records["now_ns"][self.cmd_row[number]])
 
     def resume(self, control: Control) -> None:
-        """Counters as a snapshot left them."""
+        """Counters as a snapshot left them, and the robot's health as it was told last."""
         self._drops = int(control.status.drops), control.malformed
+        told = max((tick for tick in self.health_row if tick <= control.tick), default=0)
+        if told:
+            self.topics["health"].fill(control.health, self.health_row[told])
 
     # --- as control meets it: Driver ---
 
@@ -422,9 +440,17 @@ class LoggedRun:
         self.topics["low_state"].fill(state, self._state)
 
     def write(self, cmd: LowCmd) -> None:
-        """Nothing moves."""
+        """Nothing moves; the command becomes what was sent."""
+        self._sent(cmd)
         if self._fault == WRITE_FAULT:
             raise DriverFault(self._text)
+
+    def health(self, health: Health) -> bool:
+        """What was told in this tick."""
+        if self._number not in self.health_row:
+            return False
+        self.topics["health"].fill(health, self.health_row[self._number])
+        return True
 
     def truth(self, truth: Truth) -> bool:
         """What the simulation knew is in the log already."""
@@ -459,7 +485,8 @@ class ControlReplay:
     """
 
     def __init__(self, log: Log, run: RunConfig, robot: Robot) -> None:
-        self.log, self.run, self.robot = log, run, robot
+        self.log, self.run, self.robot = log, run, softened(robot, run)
+        self.sent = as_sent(run, robot)
         self.codecs = make_codecs(robot)
         wanted = (*CONTROL_OUTPUTS, *CONTROL_INPUTS, "target", "consumed")
         self.topics = {name: Rows(log, name, self.codecs[name]) for name in wanted}
@@ -482,7 +509,7 @@ class ControlReplay:
     def __call__(self) -> StageResult:
         """Every run of the process that the log holds."""
         for span in self.spans():
-            self._replay(LoggedRun(self.log, self.topics, span))
+            self._replay(LoggedRun(self.log, self.topics, span, self.sent))
         return self.result
 
     def _replay(self, logged: LoggedRun) -> None:

@@ -30,7 +30,13 @@ from tests.conftest import ROOT
 # What the user typed, and what is said. {here} is the folder that the command is given in.
 MISTAKES: dict[str, str] = {
     # Which run.
-    "run nosuch": "run 'nosuch' is unknown; available: loopback, sim",
+    "run nosuch": "run 'nosuch' is unknown; available: g1, g1-emulator, loopback, sim",
+    "run sim --interface lo --hang": "--interface, --hang: for robots only; the driver of 'sim' is 'sim'",
+    "run g1 --timing-factor 2": f"{CONFIGS}/runs/g1.yaml: (whole file): hardware runs with timing_factor 1 and without operator.automatic",
+    "run g1 --lockstep": "--lockstep: driver 'unitree' is no simulation",
+    "emulate g1 --domain 0": "--domain 0 is that of real robots; take another one, such as 1",
+    "emulate g1 --fault nosuch:joint=x": "--fault nosuch:joint=x: got 'joint=x', expected key=number, for example joint=3",
+    "doctor g1 --run sim": "--run sim: its driver is 'sim', expected a G1's",
     "run nosuch.yaml": "nosuch.yaml: no such file; available there: backwards.yaml, folder.yaml, lacking.yaml, list.yaml, typo.yaml, units.yaml",
     "run folder.yaml": "folder.yaml: not a regular file",
     # What it says.
@@ -104,7 +110,7 @@ PARSED: dict[str, tuple[str, ...]] = {
 HELP = (
     "", "run", "nodes", "topics", "echo", "bench", "policy", "policy import", "policy show",
     "policy check", "log", "log list", "log info", "log recover", "log cat", "log plot",
-    "log export", "replay", "eval", "train",
+    "log export", "replay", "eval", "train", "emulate", "doctor", "policy sign", "policy verify",
 )  # fmt: skip
 
 # Of these also a real process: exit code and streams as the shell has them.
@@ -224,6 +230,7 @@ def test_help_tells_every_option_in_words(say: Callable[[str], Said], name: str)
         assert shown == {
             "--policy", "--seconds", "--headless", "--command", "--arms", "--json", "--video", "--seed",
             "--collisions", "--lockstep", "--filter", "--provider", "--timing-factor", "--log",
+            "--interface", "--hang", "--readonly", "--dry-run", "--unsigned-policy",
         }  # fmt: skip
     elif name == "":
         assert all(

@@ -15,6 +15,7 @@ from robot.control import RAMP_S, Control, tick
 from robot.messages import (
     Ask,
     Command,
+    Health,
     LowCmd,
     LowState,
     Message,
@@ -52,6 +53,9 @@ class FakeDriver:
     def open(self) -> None: ...
 
     def close(self) -> None: ...
+
+    def health(self, health: Health) -> bool:
+        return False
 
     def truth(self, truth: Truth) -> bool:
         return False

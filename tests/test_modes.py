@@ -75,6 +75,7 @@ NEEDS: dict[Ask, set[str]] = {
 # Where each fault leads, by the mode that it meets.
 DAMPS_ARMED = (
     "internal_error", "driver_fault", "state_invalid", "state_stale", "tick_gap", "manager_lost",
+    "remote_stop",
 )  # fmt: skip
 DAMPS_WALKING = ("target_malformed", "target_invalid", "target_lost")
 REACTIONS: dict[str, dict[Mode, Mode]] = {
@@ -82,6 +83,8 @@ REACTIONS: dict[str, dict[Mode, Mode]] = {
     **{name: dict.fromkeys(WALKING, Mode.FAULT) for name in DAMPS_WALKING},
     "fallen": dict.fromkeys(DRIVEN, Mode.FAULT),
     "clipping_hard": dict.fromkeys(DRIVEN, Mode.SOFT_STOP),
+    "motor_overheated": dict.fromkeys(DRIVEN, Mode.SOFT_STOP),
+    "battery_empty": dict.fromkeys(DRIVEN, Mode.SOFT_STOP),
     "standup_failed": {Mode.STANDUP: Mode.SOFT_STOP},
     # Without a policy that balances there is no HOLD: the next more severe reaction applies.
     "tilt": {
@@ -92,10 +95,17 @@ REACTIONS: dict[str, dict[Mode, Mode]] = {
     "target_late": {},
     "clipping": {},
     "overrun": {},
+    "state_late": {},
+    "motor_hot": {},
+    "temperature_unknown": {},
+    "battery_entry": {},
+    "battery_low": {},
+    "battery_unknown": {},
 }  # fmt: skip
 NO_ENTRY = {
     "internal_error", "driver_fault", "state_invalid", "state_stale", "manager_lost", "fallen",
-    "tilt",
+    "tilt", "remote_stop", "motor_overheated", "battery_empty", "motor_hot", "temperature_unknown",
+    "battery_entry",
 }  # fmt: skip
 
 

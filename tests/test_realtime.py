@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from robot import realtime
+from robot.config import UserError
 from robot.nodes import alive
 from robot.realtime import Got, RealtimeConfig, freeze_collector, in_words, make_context
 from tests.conftest import ROOT, eventually
@@ -23,6 +25,7 @@ EVERYTHING = {"fifo_priority": 40, "cpu": CORE, "io_cpu": CORE, "lock_memory": T
 
 ATTEMPT = """
 import dataclasses, json, os, resource, sys
+from robot.config import UserError
 from robot.realtime import RealtimeConfig, enter, make_context
 privileged, config = json.loads(sys.argv[1])
 if not privileged:
@@ -162,3 +165,22 @@ def test_a_child_whose_parent_is_gone_already_ends_at_once():
     finally:
         parent.kill()
         parent.communicate()
+
+
+def test_c10_hardware_is_refused_without_real_time_unless_that_is_allowed(monkeypatch):
+    asked: list[int] = []
+
+    def may(answer: bool):
+        def may_use_fifo(priority: int) -> bool:
+            asked.append(priority)
+            return answer
+
+        return may_use_fifo
+
+    monkeypatch.setattr(realtime, "may_use_fifo", may(False))
+    with pytest.raises(UserError, match=r"SCHED_FIFO 80, which .* realtime.allow_degraded: true"):
+        realtime.check_rights(RealtimeConfig(fifo_priority=80))
+    realtime.check_rights(RealtimeConfig(fifo_priority=80, allow_degraded=True))
+    monkeypatch.setattr(realtime, "may_use_fifo", may(True))
+    realtime.check_rights(RealtimeConfig())
+    assert asked == [80, 1]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from robot.config import UserError
-from robot.runs import RUNS, RunConfig, load_run, run_path, shipped_policies
+from robot.model import load_robot
+from robot.runs import RUNS, RunConfig, load_run, run_path, shipped_policies, softened
 
 GOOD = "robot: g1\ndriver: sim\n"
 
@@ -25,7 +26,7 @@ def said(folder: Path, text: str) -> str:
 @pytest.mark.parametrize("path", sorted(RUNS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_run_of_the_repository_is_valid(path: Path):
     run = load_run(path.stem)
-    assert run.simulated and run.period_ns == 2_000_000
+    assert run.simulated is (path.stem != "g1") and run.period_ns == 2_000_000
 
 
 def test_simulation_is_noisy_delayed_and_limited_by_default():
@@ -35,7 +36,9 @@ def test_simulation_is_noisy_delayed_and_limited_by_default():
 
 
 def test_an_unknown_run_lists_those_there_are():
-    with pytest.raises(UserError, match=r"^run 'simm' is unknown; available: loopback, sim$"):
+    with pytest.raises(
+        UserError, match=r"^run 'simm' is unknown; available: g1, g1-emulator, loopback, sim$"
+    ):
         run_path("simm")
 
 
@@ -77,17 +80,49 @@ def test_a_path_is_taken_as_it_is(tmp_path):
          "a.yaml:3: realtime.fifo_priority: got 99, expected less than or equal to 98"),
         ("polices: x.onnx",
          "a.yaml:3: polices: unknown key (did you mean 'policy'?); available: name, robot, driver, "
-         "control_hz, timing_factor, target_wait_ms, provider, policy, seed, realtime, operator, "
-         "viewer and 2 more"),
+         "control_hz, timing_factor, target_wait_ms, provider, policy, unsigned_policy, seed, realtime, "
+         "operator and 4 more"),
     ],
 )  # fmt: skip
 def test_rules_of_a_run(tmp_path, text: str, sentence: str):
     assert said(tmp_path, GOOD + text) == sentence
 
 
+UNITREE = "robot: g1\ndriver: unitree\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("timing_factor: 2.0",
+         "a.yaml: (whole file): hardware runs with timing_factor 1 and without operator.automatic"),
+        ("operator: {automatic: true}",
+         "a.yaml: (whole file): hardware runs with timing_factor 1 and without operator.automatic"),
+        ("unitree: {emulator: true}",
+         "a.yaml:3: unitree: emulator: expected a domain other than 0 and a loopback network, so that no "
+         "real robot can be meant; got domain 0, network 192.168.123.0/24"),
+        ("unitree: {emulator: true, domain: 1}",
+         "a.yaml:3: unitree: emulator: expected a domain other than 0 and a loopback network, so that no "
+         "real robot can be meant; got domain 1, network 192.168.123.0/24"),
+        ("unitree: {readonly: true, dry_run: true}",
+         "a.yaml:3: unitree: readonly and dry_run: expected one of them at most"),
+        ("unitree: {stand_share: 0}", "a.yaml:3: unitree.stand_share: got 0, expected greater than 0"),
+    ],
+)  # fmt: skip
+def test_rules_of_a_robot(tmp_path, text: str, sentence: str):
+    assert said(tmp_path, UNITREE + text) == sentence
+
+
+def test_a_hanging_robot_stands_up_softly():
+    robot = load_robot("g1")
+    run = load_run("g1", {"unitree.stand_share": 0.3})
+    assert (softened(robot, run).stand_stiffness == 0.3 * robot.stand_stiffness).all()
+    assert softened(robot, load_run("sim")) is robot and softened(robot, load_run("g1")) is robot
+
+
 def test_a_driver_must_be_one_of_ours(tmp_path):
     assert said(tmp_path, "robot: g1\ndriver: mujoco\n") == (
-        "a.yaml:2: driver: got 'mujoco', expected 'sim' or 'loopback'"
+        "a.yaml:2: driver: got 'mujoco', expected 'sim', 'loopback' or 'unitree'"
     )
 
 

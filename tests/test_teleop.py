@@ -317,3 +317,25 @@ def test_swinging_arms_are_no_faster_than_control_lets_them_be():
     assert 0.8 < speed < 1.0  # control.ARM_SPEED
     low, high = load_robot("g1").position_limit[load_robot("g1").arm_joints].T
     assert (poses > low).all() and (poses < high).all()
+
+
+def test_on_a_robot_go_takes_one_step_and_nothing_goes_on_by_itself():
+    desk = Desk(stepwise=True)
+    for mode, ask in ((Mode.PASSIVE, Ask.ARM), (Mode.DAMP, Ask.STAND_UP),
+                      (Mode.STAND, Ask.START_POLICY)):  # fmt: skip
+        desk.status.mode = mode
+        assert desk.asked() == []
+        request = desk.teleop.press(KEYS["g"], desk.now_ns)
+        assert request is not None and request.ask == ask
+        desk.requests.stamp(request, desk.now_ns)
+        desk.answer()
+        assert desk.asked() == [] and not desk.teleop.automatic
+        desk.now_ns += 1000 * MS
+    for mode in (Mode.POLICY, Mode.FAULT, Mode.STANDUP):
+        desk.status.mode = mode
+        desk.asked()
+        assert desk.teleop.press(KEYS["g"], desk.now_ns) is None
+    alone = Desk(stepwise=True, walk=False)
+    alone.status.mode = Mode.STAND
+    alone.asked()
+    assert alone.teleop.press(KEYS["g"], 0) is None

@@ -1,0 +1,274 @@
+"""Faults of the G1 through its emulator, stepped on simulated time: reaction, time, peaks, record.
+
+The robot hangs, armed and under a policy's targets, with every stage and real bytes in between; ids
+are those of the fault table. Budgets are counted from the first faulty state that was sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cyclonedds")
+
+from robot import control
+from robot.log import Log
+from robot.log_writer import open_log
+from robot.messages import Mode, Truth
+from robot.modes import BIT
+from robot.runs import load_run
+from sim2real.lockstep import START_NS, Lockstep, LockstepOptions
+from sim2real.replay import ControlReplay
+from tests.test_faults import SHORT, StandingPilot
+from tests.unitree_rig import CODECS, MS, ROBOT, SteppedDriver, SteppedEmulator
+
+KNEE = ROBOT.joint_names.index("left_knee_joint")
+PEAK_TORQUE, PEAK_SPEED = 1.0, 1.0  # shares of the motors' limits, after the fault
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SteppedEmulator]:
+    made = SteppedEmulator(tmp_path_factory.mktemp("emulator"), "--service", "none")
+    yield made
+    made.close()
+
+
+class HangingDriver(SteppedDriver):
+    """The robot stays on its rope, and nobody waits for it to be let down."""
+
+    def truth(self, truth: Truth) -> bool:
+        told = super().truth(truth)
+        truth.hanging = truth.released = 1
+        return told
+
+
+class Case:
+    """A run in lockstep through DDS, in POLICY, with a log."""
+
+    def __init__(self, emulator: SteppedEmulator, folder: Path, **options: Any) -> None:
+        self.emulator = emulator
+        run = load_run("g1-emulator", {"timing_factor": 1.0, "unitree.domain": emulator.domain})
+        self.run, self.driver = run, HangingDriver(emulator, **options)
+        log = open_log(
+            run.model_copy(update={"log": run.log.model_copy(update={"folder": folder})}),
+            ROBOT, CODECS, now_ns=START_NS, epoch_ns=0,
+        )  # fmt: skip
+        self.log = log
+        self.lockstep = Lockstep(
+            run, StandingPilot(), options=LockstepOptions(stream=False, log=log),
+            driver=self.driver, robot=ROBOT,
+        )  # fmt: skip
+        self.control = self.lockstep.control
+        assert self.lockstep.run_until(Mode.POLICY, 3.0), self.reason
+        self.lockstep.run_for(0.2)
+        assert self.mode == Mode.POLICY and not self.lockstep.summary.faults, self.reason
+
+    def throw(self, name: str, **values: Any) -> None:
+        self.emulator.order(fault={name: values}, reset=True)
+        self.begin_ns = self.lockstep.now_ns
+
+    def ms_until(self, *modes: Mode, most_ms: int) -> int:
+        """Simulated ms from the first faulty state to the tick that reached one of the modes."""
+        while self.mode not in modes:
+            assert self.lockstep.now_ns - self.begin_ns < most_ms * MS, f"still {self.mode.name}"
+            self.lockstep.step()
+        # Sent at the end of the fault's tick, read in the next; the last tick's time is over, too.
+        return (self.lockstep.now_ns - self.begin_ns) // MS - 4
+
+    @property
+    def mode(self) -> Mode:
+        return self.control.machine.mode
+
+    @property
+    def reason(self) -> str:
+        status = self.lockstep._status
+        return status.reason if status else "no status"
+
+    @property
+    def faults(self) -> int:
+        return self.control._faults
+
+    def assert_damped(self, words: str) -> None:
+        """FAULT and damping, told in words, within the motors' limits, and in the log."""
+        assert self.mode == Mode.FAULT and words in self.reason, self.reason
+        for _ in range(20):
+            cmd = self.control.cmd
+            assert not (cmd.stiffness.any() or cmd.effort_ff.any() or cmd.joint_vel_target.any())
+            np.testing.assert_allclose(cmd.damping, ROBOT.damp_damping)
+            self.lockstep.step()
+        self.assert_peaks()
+        self.assert_logged(words)
+
+    def assert_peaks(self) -> None:
+        peaks = self.emulator.order()
+        assert peaks["peak_torque"] <= PEAK_TORQUE and peaks["peak_speed"] <= PEAK_SPEED
+
+    def assert_logged(self, words: str) -> None:
+        """The log names the fault, and what ran runs again on it to the byte."""
+        self.log.close("done")
+        log = Log(self.log.folder)
+        reasons = {text.decode().rstrip() for text in log["status"]["reason"]}
+        assert any(words in text for text in reasons), reasons
+
+
+@pytest.fixture
+def case(emulator: SteppedEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    for source, seconds in SHORT.items():
+        monkeypatch.setitem(control.RAMP_S, source, seconds)
+    made: list[Case] = []
+
+    def make(**options: Any) -> Case:
+        made.append(Case(emulator, tmp_path / "logs", **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.driver.close()
+        each.log.close("done")
+
+
+# Fault, values, budget in ms from the first faulty state, words of the reason.
+DAMPED: dict[str, tuple[str, dict[str, Any], int, str]] = {
+    "S1 position is no number": ("encoder_nan", {}, 10, "state_invalid"),
+    "S2 velocity is no number": ("velocity_nan", {}, 10, "state_invalid"),
+    "S3 quaternion is no number": ("imu_nan", {}, 20, "state_invalid"),
+    "S3 quaternion of another length": ("imu_scale", {}, 20, "state_invalid"),
+    "S4 IMU frozen": ("imu_frozen", {}, 50, "the IMU repeats itself for 10 samples"),
+    "S5 the robot's clock stands": ("tick_stuck", {}, 20, "no state from the robot for 20 ms"),
+    "S8 gyro saturated": ("gyro_saturated", {}, 60, "a rate of the IMU is at full scale"),
+    "S9 encoder jumps for good": ("encoder_jump", {"samples": 99}, 6, "left_knee_joint jumped by"),
+    "S11 encoder stuck under torque": ("encoder_stuck", {}, 200, "left_knee_joint"),
+    "A1 a motor is silent": ("motor_silent", {}, 20, "left_knee_joint repeats itself"),
+    "A2 no state at all": ("off", {}, 20, "no state from the robot for 20 ms"),
+    "A5 states 30 ms late": ("delayed", {"ms": 30}, 30, "no state from the robot for"),
+    "A7 every CRC wrong": ("garbage", {}, 20, "no state from the robot for 20 ms"),
+    "A12 a motor without power": ("motor_off", {}, 50, "left_knee_joint was disabled by itself"),
+    "A17 commands have no effect": ("deaf", {}, 500, "motor lost the computer"),
+    "A18 a second writer": ("second_writer", {}, 20, "somebody else commands this robot"),
+    "F5 another robot answers": ("mode_machine", {}, 2, "of kind 4 now"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", DAMPED)
+def test_the_robot_is_damped_in_time_and_the_reason_is_told_and_logged(case: Any, row: str):
+    name, values, budget_ms, words = DAMPED[row]
+    got = case()
+    got.throw(name, **values)
+    took = got.ms_until(Mode.FAULT, most_ms=budget_ms + 100)
+    assert took <= budget_ms, f"{took} ms, {got.reason}"
+    got.assert_damped(words)
+
+
+@pytest.mark.parametrize("bit", [0, 1, 7, 9, 12, 18, 30, 31, 20])
+def test_a3_every_kind_of_motor_fault_is_latched_and_named(case: Any, bit: int):
+    from drivers.unitree_wire import motor_fault_names
+
+    got = case()
+    got.throw("motor_fault", joint=KNEE, bits=1 << bit)
+    assert got.ms_until(Mode.FAULT, most_ms=50) <= 2
+    got.emulator.order(fault={"motor_fault": None})
+    got.assert_damped(f"left_knee_joint: {motor_fault_names(1 << bit)[0]}")
+    assert got.mode == Mode.FAULT, "it stays, though the motor has forgotten"
+
+
+SURVIVED: dict[str, tuple[str, dict[str, Any], str, set[str]]] = {
+    "A4 every fifth state lost": ("lost", {"share": 0.2}, "lost", {"state_late"}),
+    "A5 states 10 ms late": ("delayed", {"ms": 10}, "", {"state_late"}),
+    "A6 every state twice": ("duplicate", {}, "repeated", set()),
+    "A6 states swapped": ("reorder", {}, "repeated", set()),
+    "S9 an encoder jumps once": ("encoder_jump", {}, "implausible", set()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", SURVIVED)
+def test_the_robot_goes_on_and_what_was_refused_is_counted(case: Any, row: str):
+    name, values, counter, warned = SURVIVED[row]
+    got = case()
+    got.throw(name, **values)
+    got.lockstep.run_for(0.4)
+    assert got.mode == Mode.POLICY, got.reason
+    assert set(got.lockstep.summary.faults) <= warned
+    assert not warned or name != "delayed" or got.faults & BIT["state_late"]
+    if counter:
+        assert getattr(got.driver.watch.counts, counter) >= 1
+        got.lockstep.run_for(0.1)
+        assert getattr(got.control.health, counter) >= 1, "and told on the bus"
+    got.assert_peaks()
+
+
+STOPPED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "S14 a motor is too hot": ("temperature", {"degrees": 125}, "motor_overheated"),
+    "S16 the battery is empty": ("battery", {"percent": 5}, "battery_empty"),
+}
+
+
+@pytest.mark.parametrize("row", STOPPED)
+def test_the_robot_stops_softly_within_a_second(case: Any, row: str):
+    name, values, fault = STOPPED[row]
+    got = case()
+    got.throw(name, **values)
+    assert got.ms_until(Mode.SOFT_STOP, Mode.FAULT, most_ms=1100) <= 1000
+    assert got.mode == Mode.SOFT_STOP
+    got.lockstep.run_for(0.1)
+    got.assert_peaks()
+    got.assert_logged(fault)
+
+
+WARNED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "S14 a motor is nearly too hot": ("temperature", {"degrees": 80}, "motor_hot"),
+    "S15 a temperature of 0": ("temperature", {"degrees": 0}, "temperature_unknown"),
+    "S15 a temperature of 255": ("temperature", {"degrees": 255}, "temperature_unknown"),
+    "S16 15 % of charge": ("battery", {"percent": 14}, "battery_entry"),
+    "S16 25 % of charge": ("battery", {"percent": 22}, "battery_low"),
+}
+
+
+@pytest.mark.parametrize("row", WARNED)
+def test_the_robot_walks_on_warned_and_is_not_armed_anew(case: Any, row: str):
+    name, values, fault = WARNED[row]
+    got = case()
+    got.throw(name, **values)
+    got.lockstep.run_for(0.5)
+    assert got.mode == Mode.POLICY and got.faults & BIT[fault]
+    entry = fault != "battery_low"
+    assert ("no_entry" not in got.control._conditions(True, got.lockstep.now_ns).held) is entry
+    got.assert_peaks()
+
+
+def test_the_remote_stops_the_robot_in_one_tick_and_it_stays_so(case: Any):
+    got = case()
+    got.throw("remote", keys=0x0220)
+    assert got.ms_until(Mode.FAULT, most_ms=50) <= 2
+    got.emulator.order(fault={"remote": None})
+    got.assert_damped("remote_stop: L2+B on the robot's own remote")
+
+
+def test_c1_c2_without_control_the_motors_damp_by_themselves(case: Any):
+    """What is left of a killed or frozen control: nothing. The motors' own time-out must do."""
+    got = case()
+    got.emulator.order(reset=True)
+    assert got.emulator.order(step=48)["timed_out"] is False
+    assert got.emulator.order(step=4)["timed_out"] is True
+    got.driver._baseline = None  # nobody listened meanwhile
+    end = got.emulator.order(step=500)
+    assert end["peak_torque"] <= PEAK_TORQUE and end["peak_speed"] <= PEAK_SPEED
+
+
+def test_a_log_of_a_fault_replays_to_the_byte(case: Any):
+    got = case()
+    got.throw("battery", percent=14)
+    got.lockstep.run_for(0.6)
+    got.throw("motor_fault", joint=KNEE, bits=1)
+    got.ms_until(Mode.FAULT, most_ms=50)
+    got.lockstep.run_for(0.1)
+    got.log.close("done")
+    log = Log(got.log.folder)
+    again = ControlReplay(log, got.run, ROBOT)
+    found = again()
+    assert found.different == 0 and found.incomplete == 0, list(found.firsts.values())
+    assert found.steps > 300 and {"POLICY", "FAULT"} <= again.modes
+    assert len(log["health"]) >= 4 and set(log["health"]["alerts"].tolist()) > {0}
