@@ -295,7 +295,9 @@ def test_everybody_who_is_in_may_stop_also_without_a_websocket(house):
     house.until(lambda: "state" in page.hear())
     page.send(t="invite", role=int(Role.OBSERVE))
     address = house.until(lambda: page.hear().get("invite"))["address"]
+    door = house.address
     watcher = house.cookie(address.partition("token=")[2])
+    assert house.address == door, "a link between people leaves the run's own door as it is"
     assert house.http("POST", "/stop", Origin=house.own, Cookie=watcher)[0] == 204
     house.until(lambda: Ask.ESTOP in house.asks())
     other = house.page(watcher)
@@ -341,6 +343,26 @@ def test_samples_of_others_and_replays_never_reach_the_bus(house):
     house.until(lambda: page.you()["refused"] == 3 and other.you()["refused"] == 2)
     assert [command.velocity.tolist() for command in house.commands] == [[0, 0, 0]]
     assert set(house.asks()) == {Ask.ACQUIRE}
+
+
+def test_a_rehearsed_network_delays_and_loses_samples_but_never_a_stop(house):
+    page = house.page()
+    page.takes_control()
+    page.send(t="rehearse", delay_ms=120.0, jitter_ms=0.0, loss=0.0)
+    house.until(lambda: page.hear()["state"]["all"]["rehearsed"])
+    sent_ns = time.monotonic_ns()
+    page.drive(False)
+    page.drive(True, x=1.0)
+    house.until(lambda: len(house.commands) == 2)
+    assert time.monotonic_ns() - sent_ns >= 120 * MS
+    assert house.commands[1].stamp_ns < sent_ns + 60 * MS, "the time of its capture all the same"
+    house.until(lambda: page.you()["age_ms"] >= 100.0)
+    page.send(t="rehearse", delay_ms=0.0, jitter_ms=0.0, loss=1.0)
+    for _ in range(20):
+        page.drive(True, x=1.0)
+    page.ask(Ask.ESTOP)
+    house.until(lambda: Ask.ESTOP in house.asks())
+    assert len(house.commands) == 2
 
 
 def test_a_browser_that_dies_while_driving_is_a_hold(house):
@@ -429,7 +451,9 @@ def test_pages_and_half_open_connections_are_bounded(house):
 
 def test_tokens_end_and_are_few():
     access = Access()
+    assert not access.open
     own = access.issue(Role.ARM, None)
+    assert access.open
     short = access.issue(Role.DRIVE, until_ns=TOKEN_LIFE_NS)
     assert access.redeem(short, TOKEN_LIFE_NS + 1) is None
     assert access.redeem(short, 0) is None, "also a late try uses it up"

@@ -57,6 +57,11 @@ class Access:
         self._tokens[_digest(token)] = (role, until_ns)
         return token
 
+    @property
+    def open(self) -> bool:
+        """True while there is a token without end: the run's own door."""
+        return any(end is None for _, end in self._tokens.values())
+
     def redeem(self, token: str, now_ns: int) -> str | None:
         """The cookie for a token that is good, which it then no longer is; None for any other."""
         # Looked up by hash: how long it takes tells nothing about the token.

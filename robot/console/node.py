@@ -75,9 +75,10 @@ def main(node: Node) -> None:
     port = listener.getsockname()[1]
     desk.address = f"http://{HOST}:{port}"
 
-    def renew(*_: object) -> None:
+    def renew() -> None:
         """The run's own door always has one unused token, in a file that only its user reads."""
-        _write(address_file, f"{desk.address}/?token={access.issue(Role.ARM, None)}")
+        if not access.open:
+            _write(address_file, f"{desk.address}/?token={access.issue(Role.ARM, None)}")
 
     renew()
     server = Server(desk, access, own_hosts(port), f"plexus_console_{port}", renew)

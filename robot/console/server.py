@@ -50,7 +50,7 @@ class Server:
         access: tokens and cookies.
         hosts: Host headers that are ours.
         cookie: name of the cookie; cookies know no ports, so each console has its own.
-        on_token: called after a token was used, with the visit.
+        on_token: called after a token was used.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Server:
         access: Access,
         hosts: frozenset[str],
         cookie: str,
-        on_token: Callable[[Visit], None],
+        on_token: Callable[[], None],
     ) -> None:
         self.desk, self.access, self.hosts, self.cookie = desk, access, hosts, cookie
         self.on_token = on_token
@@ -80,13 +80,13 @@ class Server:
         Not a redirect: a browser that came from another site would not send the cookie along it.
         """
         visit, token = self._visit(request), request.query_params.get("token")
-        if visit is None and token and self._tries.take(now_ns()):
-            value = self.access.redeem(token, now_ns())
-            if value and (visit := self.access.visit(value, now_ns())):
-                self.on_token(visit)
+        if token and self._tries.take(now_ns()):
+            cookie = self.access.redeem(token, now_ns())
+            if cookie and self.access.visit(cookie, now_ns()):
+                self.on_token()
                 response = FileResponse(FILES["index.html"], headers=HEADERS)
                 response.set_cookie(
-                    self.cookie, value, httponly=True, samesite="strict", max_age=12 * 3600
+                    self.cookie, cookie, httponly=True, samesite="strict", max_age=12 * 3600
                 )
                 return response
         if visit is None:
@@ -165,7 +165,7 @@ class Server:
 
 
 class Door:
-    """In front of everything: Host always, Origin where something may change, size of a request."""
+    """In front of everything: looks at Host always, at Origin where it is given or needed."""
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str], refused: Callable[[str], None]) -> None:
         self.app, self.hosts, self.refused = app, hosts, refused

@@ -43,7 +43,7 @@ export class Panels {
     chip("chip-link", open ? "connected" : "not connected", open ? "good" : "bad");
     if (open) return;
     $("mode").className = "mode bad"; $("mode-word").textContent = "NO LINK";
-    $("mode-what").textContent = "this page is cut off: the robot holds by itself; trying again";
+    $("mode-what").textContent = "this page is cut off: the robot holds by itself; trying again. After a restart, open the run's new address";
     for (const {button} of Object.values(this.buttons)) button.disabled = true;
   }
 
