@@ -151,7 +151,9 @@ class Desk:
             return
         more = f" ({self._unlogged} more like it)" if self._unlogged else ""
         self._unlogged = 0
-        self.say(f"refused: {what[:200]}{more}", "bad")
+        # Strangers choose these words: nothing that a terminal would obey goes through.
+        words = "".join(letter if letter.isprintable() else "?" for letter in what[:200])
+        self.say(f"refused: {words}{more}", "bad")
 
     def say(self, text: str, kind: str = "") -> None:
         """One line for people, in the run's output and on every page."""

@@ -41,10 +41,11 @@ const link = new Link({
   answer(answer) { panels.answer(answer); },
   invite({role, address}) { $("invite-link").textContent = `${address}  (once, to ${role}, for ten minutes)`; },
 });
-const stop = () => { drive.release(); link.stop(ASK.ESTOP); };
+const stop = () => { link.stop(ASK.ESTOP); drive.release(); };
 const drive = new Drive((sample) => link.send(sample), stop);
 
 $("stop").addEventListener("pointerdown", (event) => { event.preventDefault(); stop(); });
+$("stop").addEventListener("click", (event) => event.detail === 0 && stop()); // by Enter
 $("speed").oninput = () => { drive.speed = $("speed").value / 100; $("speed-out").textContent = `${$("speed").value} %`; };
 $("rehearse").querySelector("button").onclick = () => {
   const value = (name) => Number($("rehearse").elements[name].value);

@@ -80,8 +80,8 @@ export class Panels {
     $("deadman").textContent = text;
     $("deadman").className = you.engaged ? "good" : you.drives && !you.neutral ? "warn" : "";
     for (const id of ["stick-drive", "stick-side"]) $(id).classList.toggle("off", !you.drives);
-    $("stop-what").textContent = you.stop_ms >= 0 ? `your last stop was acknowledged after ${you.stop_ms.toFixed(0)} ms; space or Esc does the same`
-      : "stop drill: press once before the first arming; space or Esc does the same";
+    $("stop-what").textContent = you.stop_ms >= 0 ? `your last stop was acknowledged after ${you.stop_ms.toFixed(0)} ms`
+      : "stop drill: press once before the first arming";
   }
 
   showFigures(all, you) {

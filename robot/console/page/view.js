@@ -24,7 +24,7 @@ uniform vec3 eye;
 out vec4 result;
 void main() {
   vec3 n = normalize(surface), sun = normalize(vec3(0.4, 0.5, 0.9)), view = normalize(eye - world);
-  float light = max(dot(n, sun), 0.0) * 0.75 + 0.25 + 0.18 * n.z;
+  float light = max(dot(n, sun), 0.0) * 0.75 + 0.32 + 0.20 * n.z;
   float shine = pow(max(dot(n, normalize(sun + view)), 0.0), 40.0) * 0.35;
   float rim = pow(1.0 - max(dot(n, view), 0.0), 3.0) * 0.22;
   result = vec4(pow(max(tint, 0.02), vec3(0.8)) * light + shine + rim * vec3(0.5, 0.7, 1.0), 1.0);
@@ -139,15 +139,15 @@ export class View {
     this.poses = poses;
     if (!this.gl || this.pending) return;
     this.pending = true;
-    requestAnimationFrame(() => this.turn());
+    requestAnimationFrame(() => this.pace());
   }
 
   /** Draw once what was drawn before is finished: pictures must not queue where keys want in. */
-  turn() {
+  pace() {
     const {gl} = this, now = performance.now();
     if (this.fence) {
       const done = gl.clientWaitSync(this.fence, gl.SYNC_FLUSH_COMMANDS_BIT, 0);
-      if (done === gl.TIMEOUT_EXPIRED) return void requestAnimationFrame(() => this.turn());
+      if (done === gl.TIMEOUT_EXPIRED) return void requestAnimationFrame(() => this.pace());
       gl.deleteSync(this.fence);
       this.fit(now - this.began);
     }
