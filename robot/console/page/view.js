@@ -57,8 +57,8 @@ const SLOW_MS = 45, FAST_MS = 38; // from picture to picture; poses come every 3
 
 /** Unit forms as [x, y, z, end, nx, ny, nz] corners of triangles. */
 const FORMS = {
-  sphere: () => round(16, 10, false),
-  capsule: () => round(16, 10, true),
+  sphere: () => round(14, 8, false),
+  capsule: () => round(14, 8, true),
   cylinder() {
     const out = [];
     for (let i = 0; i < 24; i++) {
@@ -105,6 +105,7 @@ export class View {
     this.azimuth = 2.4; this.elevation = 0.22; this.distance = 2.6;
     this.focus = [0, 0, 0.65];
     this.frames = []; // times of the last pictures, ms
+    this.fences = []; // of pictures that are being made
     this.poses = null;
     const software = drawnInSoftware();
     this.ratio = software ? 0.5 : Math.min(devicePixelRatio, MOST_PIXELS);
@@ -142,20 +143,16 @@ export class View {
     requestAnimationFrame(() => this.pace());
   }
 
-  /** Draw once what was drawn before is finished: pictures must not queue where keys want in. */
+  /** Draw, unless two pictures are still being made: they must not queue where keys want in. */
   pace() {
     const {gl} = this, now = performance.now();
-    if (this.fence) {
-      const done = gl.clientWaitSync(this.fence, gl.SYNC_FLUSH_COMMANDS_BIT, 0);
-      if (done === gl.TIMEOUT_EXPIRED) return void requestAnimationFrame(() => this.pace());
-      gl.deleteSync(this.fence);
-      this.fit(now - this.began);
-    }
+    if (this.fences[0] && gl.clientWaitSync(this.fences[0], gl.SYNC_FLUSH_COMMANDS_BIT, 0) !== gl.TIMEOUT_EXPIRED)
+      gl.deleteSync(this.fences.shift());
+    if (this.fences.length > 1) return void requestAnimationFrame(() => this.pace());
     this.pending = false;
-    this.began = now;
     this.draw();
-    this.fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
-    gl.flush();
+    this.fences.push(gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0));
+    if (this.frames.length) this.fit(now - this.frames.at(-1));
     this.frames.push(now);
     while (this.frames[0] < now - 2000) this.frames.shift();
   }
