@@ -90,8 +90,8 @@ MISTAKES: dict[str, str] = {
 
 # The parser's own mistakes: its box names what was got and what there is.
 PARSED: dict[str, tuple[str, ...]] = {
-    "": ("run", "nodes", "topics", "echo", "bench", "policy"),
-    "walk": ("walk", "run", "nodes", "topics", "echo", "bench", "policy"),
+    "": ("run", "nodes", "console", "topics", "echo", "bench", "policy"),
+    "walk": ("walk", "run", "nodes", "console", "topics", "echo", "bench", "policy"),
     "policy convert a.onnx": ("convert", "import", "show", "check"),
     "run sim --fast": ("--fast",),
     "run sim --seed x": ("--seed", "x"),
@@ -102,7 +102,7 @@ PARSED: dict[str, tuple[str, ...]] = {
 }
 
 HELP = (
-    "", "run", "nodes", "topics", "echo", "bench", "policy", "policy import", "policy show",
+    "", "run", "nodes", "console", "topics", "echo", "bench", "policy", "policy import", "policy show",
     "policy check", "log", "log list", "log info", "log recover", "log cat", "log plot",
     "log export", "replay", "eval", "train",
 )  # fmt: skip
@@ -224,6 +224,7 @@ def test_help_tells_every_option_in_words(say: Callable[[str], Said], name: str)
         assert shown == {
             "--policy", "--seconds", "--headless", "--command", "--arms", "--json", "--video", "--seed",
             "--collisions", "--lockstep", "--filter", "--provider", "--timing-factor", "--log",
+            "--console",
         }  # fmt: skip
     elif name == "":
         assert all(
