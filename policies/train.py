@@ -193,7 +193,8 @@ class Trainer:
         a gait, less of it makes the gait exact.
         """
         first, last = self.ppo.init_std, self.ppo.final_std
-        self.learner.actor.distribution.std_range = (STD_LEAST, first + (last - first) * done)
+        noise: Any = self.learner.actor.distribution
+        noise.std_range = (STD_LEAST, first + (last - first) * done)
 
     def iterate(self) -> Row:
         """Collect, learn; returns what it was like."""

@@ -302,7 +302,7 @@ class Nodes:
         operator = {"automatic": True, "keyboard": False}
         overrides = {
             "policy": str(setup.policy), "viewer": False, "operator": operator,
-            "timing_factor": TIMING_FACTOR,
+            "console": {"enabled": False}, "timing_factor": TIMING_FACTOR,
             "log": {"enabled": log, "folder": str(setup.directory / "logs")},
         }  # fmt: skip
         self.directory = setup.directory / name

@@ -63,6 +63,8 @@ class Run:
     """what computes the policy"""
     timing_factor: float | None = None
     """multiplies gap and age limits; simulation only"""
+    console: Literal["yes", "no"] | None = None
+    """serve the operator's console to a browser of this computer; default: unless --headless"""
     log: Literal["yes", "no"] | None = None
     """leave a log of the run; default: yes, with --lockstep no"""
     unsigned_policy: bool = False
@@ -83,6 +85,11 @@ class Nodes:
 
     json: bool = False
     """as JSON: name, pid, state"""
+
+
+@dataclass(frozen=True)
+class ConsoleAddress:
+    """Print the address of the console of the run that is going on; it opens once."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +201,7 @@ class Policy:
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Nodes, tyro.conf.subcommand("nodes")]
+    | Annotated[ConsoleAddress, tyro.conf.subcommand("console")]
     | Annotated[Topics, tyro.conf.subcommand("topics")]
     | Annotated[Echo, tyro.conf.subcommand("echo")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
@@ -263,7 +271,9 @@ def _overrides(args: Run) -> dict[str, Any]:
         given["operator.velocity"] = parse_velocity(args.command)
     given |= _hardware_overrides(args)
     if args.headless:
-        given |= {"operator.keyboard": False, "viewer": False}
+        given |= {"operator.keyboard": False, "viewer": False, "console.enabled": False}
+    if args.console is not None:
+        given["console.enabled"] = args.console == "yes"
     given = {key: value for key, value in given.items() if value is not None}
     return given | ({"policy": None} if args.policy == "none" else {})
 
@@ -483,6 +493,18 @@ def nodes(args: Nodes) -> int:
     return 0
 
 
+def console_address(args: ConsoleAddress) -> int:
+    """`plexus console`."""
+    from robot.bus import runtime_directory
+    from robot.node import CONSOLE_FILE
+
+    path = runtime_directory() / CONSOLE_FILE
+    if not path.exists():
+        raise UserError("no console: no run is going on, or it was started without one")
+    print(path.read_text().strip())
+    return 0
+
+
 def topics(args: Topics) -> int:
     """`plexus topics`."""
     from robot.topics import TOPICS
@@ -622,7 +644,8 @@ def bench(args: Bench) -> int:
 
 
 RUNNERS: dict[type, Any] = {
-    Run: run, Nodes: nodes, Topics: topics, Echo: echo, Bench: bench, Policy: policy,
+    Run: run, Nodes: nodes, ConsoleAddress: console_address, Topics: topics, Echo: echo,
+    Bench: bench, Policy: policy,
     PolicyImport: policy_import, PolicyShow: policy_show, PolicyCheck: policy_check,
     PolicySign: policy_sign, PolicyVerify: policy_verify,
     **log_commands.RUNNERS, Eval: run_eval, Train: train,

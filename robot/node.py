@@ -20,6 +20,7 @@ from robot.runs import RunConfig, softened
 from robot.topics import make_codecs
 
 RUN_FILE = "run.json"  # the run's configuration, in the runtime directory
+CONSOLE_FILE = "console.txt"  # the console's address, or why there is none, likewise
 
 
 class Node:

@@ -21,7 +21,7 @@ from robot import clock
 from robot.bus import Publisher, Subscriber, lock_file, runtime_directory
 from robot.config import UserError
 from robot.messages import Message
-from robot.node import RUN_FILE, Node
+from robot.node import CONSOLE_FILE, RUN_FILE, Node
 from robot.realtime import SINGLE_THREAD
 from robot.runs import RunConfig
 from robot.summary import Summary
@@ -56,6 +56,9 @@ NODES: tuple[Row, ...] = (
         "into PASSIVE; an operator must arm", "the 500 Hz loop: authority, modes, safety, driver"),
     Row("pilot", "robot.pilot", lambda run: run.policy is not None, "with a policy", "normal",
         "robot is damped first; an operator must arm", "runs the policy, one target per input"),
+    Row("console", "robot.console.node", lambda run: run.console.enabled,
+        "unless --headless, or with --console yes", "normal", "with back-off",
+        "drives and shows the robot in a browser"),
     Row("teleop", "robot.teleop_node", lambda run: True, "always", "normal",
         "with back-off", "keys or a fixed command, and the live table"),
     Row("viewer", "robot.viewer", lambda run: run.viewer, "unless --headless", "low",
@@ -95,8 +98,8 @@ class Manager:
         self.run, self.live = run, live
         self.directory = runtime_directory()
         self._lock = lock_file(self.directory / "run.lock", "a run is going on")
-        for name in (LOG_FILE, END_FILE):
-            (self.directory / name).unlink(missing_ok=True)  # a new run, a new log
+        for name in (LOG_FILE, END_FILE, CONSOLE_FILE):
+            (self.directory / name).unlink(missing_ok=True)  # a new run, a new log and door
         (self.directory / RUN_FILE).write_text(run.model_dump_json())
         self.node = Node("manager", self.directory, run)
         self.children: dict[str, Child] = {}
@@ -140,7 +143,7 @@ class Manager:
                     raise UserError(f"{row.name}: not ready after {READY_S:.0f} s")
                 self.turn()
             if child.state not in ("running", "starting"):
-                if row.restart == "never":
+                if row.restart == "never" or child.state == "stopped":
                     continue  # it said why in its own line, e.g. a viewer without a display
                 raise UserError(
                     f"{row.name}: could not start (exit code {child.process.returncode}); "
@@ -277,6 +280,7 @@ class Manager:
         """Give the runtime directory free."""
         self._publisher.close()
         self._subscriber.close()
+        (self.directory / CONSOLE_FILE).unlink(missing_ok=True)
         (self.directory / STATE_FILE).unlink(missing_ok=True)
         os.close(self._lock)
 

@@ -110,6 +110,14 @@ class OperatorConfig(Strict):
     """read keys and show the live table where there is a terminal"""
 
 
+class ConsoleConfig(Strict):
+    """The operator's console in a browser of this computer."""
+
+    enabled: bool = True
+    port: int = Field(default=8520, ge=0, le=65535)
+    """where it listens, on this computer alone; 0, or if it is taken: any free one"""
+
+
 def default_log_folder() -> Path:
     """PLEXUS_LOG_DIR, else logs/ in the current folder."""
     return Path(os.environ.get("PLEXUS_LOG_DIR") or "logs")
@@ -151,6 +159,7 @@ class RunConfig(Strict):
     operator: OperatorConfig = OperatorConfig()
     viewer: bool = True
     """open a window with the robot where there is a display"""
+    console: ConsoleConfig = ConsoleConfig()
     sim: SimConfig = SimConfig()
     unitree: UnitreeConfig = UnitreeConfig()
     log: LogConfig = Field(default_factory=LogConfig)

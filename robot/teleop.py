@@ -62,6 +62,7 @@ KEYS: dict[str, Key] = {
     "s": Key("s", "stop softly: crouch, then damping", ask=Ask.SOFT_STOP),
     "r": Key("r", "reset a fault or e-stop; does not arm", ask=Ask.RESET),
     "g": Key("g", "go: arm, stand up, walk; on a robot one step a time", go=True),
+    "c": Key("c", "hand over to the console in the browser", ask=Ask.RELEASE),
     "q": Key("q", "quit", quit=True),
 }
 
@@ -155,6 +156,7 @@ class Teleop:
         self._retry_ns = self._next_command_ns = 0
         self._control = 0  # instance of the control process that we know
         self._mode = Mode.PASSIVE  # as control told it last
+        self._away = False  # handed over: the lease is somebody else's to take
         self.done = False  # the operator wants to quit
 
     def press(self, key: Key, now_ns: int) -> Request | None:
@@ -163,8 +165,11 @@ class Teleop:
             held = self._keys.value if now_ns < self._keys.until_ns else np.zeros(3)
             value = np.clip(held + STEP * key.direction, -KEY_LIMIT, KEY_LIMIT)
             self._keys = Velocity(value, now_ns + KEY_LIFE_NS)
-        if key.ask in (Ask.ESTOP, Ask.SOFT_STOP):
+        if key.ask in (Ask.ESTOP, Ask.SOFT_STOP, Ask.RELEASE):
             self.automatic = False
+        # A stop needs no lease; any other key means that somebody is here again.
+        if key.ask not in (Ask.ESTOP, Ask.SOFT_STOP, Ask.HOLD):
+            self._away = key.ask == Ask.RELEASE
         self.done = self.done or key.quit
         if key.go and self.stepwise:
             ask = PROCEDURE.get(self._mode, Ask.NONE)
@@ -223,6 +228,8 @@ class Teleop:
         self._control = status.instance
         if restarted or status.mode in (Mode.FAULT, Mode.ESTOP):
             self.automatic = False  # a person must reset and say go
+        if status.lease not in (0, self._nonce):
+            self.automatic = False  # somebody else drives: what they leave behind stays as it is
         asked = self._asked
         if asked is None or status.answer_instance != asked.message.instance:
             return
@@ -234,7 +241,7 @@ class Teleop:
     def _next(self, status: Status, truth: Truth | None) -> Ask:
         """The next step of the procedure, or NONE."""
         if status.lease != self._nonce:
-            return Ask.ACQUIRE if status.lease == 0 else Ask.NONE
+            return Ask.ACQUIRE if status.lease == 0 and not self._away else Ask.NONE
         ask = PROCEDURE.get(Mode(status.mode), Ask.NONE) if self.automatic else Ask.NONE
         # Where there is a gantry, its people are waited for.
         if ask == Ask.ARM and truth is not None and not truth.hanging:

@@ -16,7 +16,7 @@ from rich.live import Live
 from robot import clock
 from robot.bus import Publisher, Subscriber
 from robot.messages import Health, Message, PolicyInfo, RecorderStatus, Status, Timing, Truth
-from robot.node import Node
+from robot.node import CONSOLE_FILE, Node
 from robot.remote import Remote
 from robot.teleop import KEYS, ArmSwing, Key, Teleop
 from robot.terminal import View
@@ -75,7 +75,7 @@ def main(node: Node) -> None:
         operators.append((Remote(node.codecs), Sender(node, "remote")))
     heard = node.pick("status", "truth", "timing", "policy_info", "recorder", "health")
     subscriber = Subscriber(node.context, node.directory, heard)
-    view = View(teleop, run)
+    view = View(teleop, run, node.directory / CONSOLE_FILE)
     node.ready()
     with contextlib.ExitStack() as stack:
         keyboard, table = None, None

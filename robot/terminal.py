@@ -36,10 +36,11 @@ class View:
     Args:
         teleop: the operator whose velocity and notes are shown.
         run: timing factor and policy.
+        console: file with the console's address, where there is one.
     """
 
-    def __init__(self, teleop: Teleop, run: RunConfig) -> None:
-        self.teleop, self.run = teleop, run
+    def __init__(self, teleop: Teleop, run: RunConfig, console: Path | None = None) -> None:
+        self.teleop, self.run, self._console = teleop, run, console
         self._timing: Timing | None = None
         self._info: PolicyInfo | None = None
         self._recorder: RecorderStatus | None = None
@@ -79,6 +80,9 @@ class View:
         rows.append(("velocity", Text(f"wish {_velocity(wish)}   accepted {_velocity(done)}")))
         driver = SOURCES[status.source].name if status.source < len(SOURCES) else "nobody"
         rows.append(("operator", Text(f"{driver} holds the lease")))
+        if self._console and self._console.exists():
+            # Read each time: the address holds a token that counts once, then there is another.
+            rows.append(("console", Text(self._console.read_text().strip(), "bold")))
         rows.append(("policy", Text(self._policy())))
         rows.append(("ages", Text(
             f"state {_age(status.state_age_ms)}  target {_age(status.target_age_ms)}  "

@@ -44,13 +44,15 @@ class Source:
 
     name: str
     rank: Rank
+    node: str  # the row of nodes.NODES that sends it
     doc: str
 
 
 SOURCES: tuple[Source, ...] = (
-    Source("script", Rank.SCRIPT, "a command given on the command line"),
-    Source("keyboard", Rank.LOCAL_OPERATOR, "the arrow keys of the terminal"),
-    Source("remote", Rank.LOCAL_OPERATOR, "the robot's own wireless remote"),
+    Source("script", Rank.SCRIPT, "teleop", "a command given on the command line"),
+    Source("keyboard", Rank.LOCAL_OPERATOR, "teleop", "the arrow keys of the terminal"),
+    Source("remote", Rank.LOCAL_OPERATOR, "teleop", "the robot's own wireless remote"),
+    Source("console", Rank.REMOTE_OPERATOR, "console", "a browser"),
 )
 
 
@@ -85,11 +87,11 @@ TOPICS: tuple[Topic, ...] = (
     Topic("clock", ClockMap, "1 Hz", "recorder", True, "monotonic against wall clock"),
     Topic("event", Event, "on event", "recorder", True, "start, end with reason, remarks"),
     *(
-        Topic(f"command.{s.name}", Command, "20 Hz", "teleop", True, f"wish of {s.doc}")
+        Topic(f"command.{s.name}", Command, "20 Hz", s.node, True, f"wish of {s.doc}")
         for s in SOURCES
     ),
     *(
-        Topic(f"request.{s.name}", Request, "on event", "teleop", True, f"request of {s.doc}")
+        Topic(f"request.{s.name}", Request, "on event", s.node, True, f"request of {s.doc}")
         for s in SOURCES
     ),
 )

@@ -92,7 +92,7 @@ def accept(
                 f"{log.path}: got {len(spans)} runs of control and losses in {lost or 'nothing'}; "
                 "a reference needs one run of which nothing is lost"
             )
-        logged = Rerun(log, control.topics, spans[0])
+        logged = Rerun(log, control.topics, spans[0], control.sent)
         asked: dict[tuple[int, int], PolicyInput] = {}
         if len(control.topics["target"]):
             pilot = load_pilot(run, control.robot)

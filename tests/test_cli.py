@@ -96,8 +96,8 @@ MISTAKES: dict[str, str] = {
 
 # The parser's own mistakes: its box names what was got and what there is.
 PARSED: dict[str, tuple[str, ...]] = {
-    "": ("run", "nodes", "topics", "echo", "bench", "policy"),
-    "walk": ("walk", "run", "nodes", "topics", "echo", "bench", "policy"),
+    "": ("run", "nodes", "console", "topics", "echo", "bench", "policy"),
+    "walk": ("walk", "run", "nodes", "console", "topics", "echo", "bench", "policy"),
     "policy convert a.onnx": ("convert", "import", "show", "check"),
     "run sim --fast": ("--fast",),
     "run sim --seed x": ("--seed", "x"),
@@ -108,7 +108,7 @@ PARSED: dict[str, tuple[str, ...]] = {
 }
 
 HELP = (
-    "", "run", "nodes", "topics", "echo", "bench", "policy", "policy import", "policy show",
+    "", "run", "nodes", "console", "topics", "echo", "bench", "policy", "policy import", "policy show",
     "policy check", "log", "log list", "log info", "log recover", "log cat", "log plot",
     "log export", "replay", "eval", "train", "emulate", "doctor", "policy sign", "policy verify",
 )  # fmt: skip
@@ -231,6 +231,7 @@ def test_help_tells_every_option_in_words(say: Callable[[str], Said], name: str)
             "--policy", "--seconds", "--headless", "--command", "--arms", "--json", "--video", "--seed",
             "--collisions", "--lockstep", "--filter", "--provider", "--timing-factor", "--log",
             "--interface", "--hang", "--readonly", "--dry-run", "--unsigned-policy",
+            "--console",
         }  # fmt: skip
     elif name == "":
         assert all(

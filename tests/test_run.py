@@ -249,6 +249,31 @@ def test_nodes_without_a_run():
     assert {row.name for row in NODES} <= set(nodes_state())
 
 
+def test_a_console_that_lacks_a_package_says_so_and_the_run_goes_on(launch, tmp_path, monkeypatch):
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "uvicorn.py").write_text("raise ImportError('not here', name='uvicorn')\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hidden), str(ROOT)]))
+    run = launch("run", "loopback", "--headless", "--console", "yes", "--seconds", "2")
+    assert run.wait() == 0, run.err
+    assert "console: no console: the package uvicorn is not installed; everything else" in run.err
+
+
+def test_the_console_prints_its_address_and_comes_back_when_killed(launch, runtime_dir):
+    launch("run", "loopback", "--headless", "--console", "yes")
+    state = eventually(
+        lambda: (runtime_dir / "nodes.json").exists() and
+        (s := nodes_state()).get("teleop", {}).get("state") == "running" and s, 40.0,
+    )  # fmt: skip
+    before = launch("console")
+    assert before.wait() == 0 and before.out.startswith("http://127.0.0.1:"), before.err
+    os.kill(state["console"]["pid"], signal.SIGKILL)
+    eventually(lambda: nodes_state()["console"]["pid"] != state["console"]["pid"], 20.0)
+    eventually(lambda: nodes_state()["console"]["state"] == "running", 20.0)
+    after = launch("console")
+    assert after.wait() == 0 and "?token=" in after.out and after.out != before.out
+
+
 @pytest.mark.parametrize("name", ["ppo"])
 def test_the_public_policy_walks_over_the_bus(
     launch, tmp_path, public_policy: Callable[[str], Path], name: str

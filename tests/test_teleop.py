@@ -291,6 +291,34 @@ def test_a_stop_replaces_a_request_under_way():
     assert desk.asked() == [Ask.ESTOP]
 
 
+def test_c_hands_over_and_the_keyboard_stays_away_until_a_key_drives_again():
+    desk = Desk(automatic=True)
+    message = desk.teleop.press(KEYS["c"], 0)
+    assert message is not None and message.ask == Ask.RELEASE and not desk.teleop.automatic
+    desk.requests.stamp(message, 0)
+    desk.answer()
+    desk.status.lease = 0
+    assert desk.asked(500) == desk.asked(500) == []
+    stop = desk.teleop.press(SPACE, desk.now_ns)
+    assert stop is not None
+    desk.requests.stamp(stop, desk.now_ns)
+    desk.answer()
+    assert desk.asked(500) == desk.asked(500) == [], "a stop takes nothing over"
+    desk.teleop.press(UP, desk.now_ns)
+    assert desk.asked() == [Ask.ACQUIRE]
+
+
+def test_once_somebody_else_drove_nothing_starts_by_itself():
+    desk = Desk(automatic=True)
+    desk.status.lease = 99
+    assert desk.asked() == []
+    desk.status.lease = 0
+    assert desk.asked() == [Ask.ACQUIRE]
+    desk.answer()
+    desk.status.lease = 5
+    assert desk.asked(500) == desk.asked(500) == [] and not desk.teleop.automatic
+
+
 def test_arms_are_commanded_only_when_they_shall_swing():
     desk = Desk("script", velocity=(0.5, 0.0, 0.0))
     sent = [m for _, m, _ in desk.step() if isinstance(m, Command)]

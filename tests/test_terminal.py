@@ -80,6 +80,16 @@ def test_the_rows_say_who_what_and_how_old():
     assert screen.row("last word") == "-"
 
 
+def test_the_consoles_address_stands_there_as_its_file_says(tmp_path):
+    screen, file = Screen(), tmp_path / "console.txt"
+    screen.view = View(screen.teleop, screen.view.run, file)
+    assert "console  " not in screen.text()
+    file.write_text("http://127.0.0.1:8520/?token=once\n")
+    assert screen.row("console") == "http://127.0.0.1:8520/?token=once"
+    file.write_text("http://127.0.0.1:8520/?token=again\n")
+    assert screen.row("console") == "http://127.0.0.1:8520/?token=again"
+
+
 def test_nobody_holds_the_lease():
     screen = Screen()
     screen.status.source = 255

@@ -1,0 +1,285 @@
+"""Between pages and bus: what pages say becomes commands and requests, what control says pictures.
+
+It owns the console's one `Operators` and `Picture`, and publishes at once what they yield. It knows
+neither HTTP nor cookies (server.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from robot.clock import now_ns
+from robot.console.access import TOKEN_LIFE_NS, Access, Bucket, Role, Visit
+from robot.console.chaos import Chaos
+from robot.console.clock import BrowserClock
+from robot.console.operators import (
+    DEADMAN_NS,
+    FULL_NS,
+    MS,
+    ROLE,
+    ZERO_NS,
+    Operator,
+    Operators,
+    Out,
+)
+from robot.console.picture import Picture
+from robot.console.shapes import Shapes
+from robot.console.wire import AskFor, Drive, Invite, Pong, Rehearse, Said
+from robot.messages import Ask, Message, PolicyInfo, Status
+from robot.node import Node
+
+PING_NS = 500 * MS
+
+
+class Line:
+    """What waits to be sent to one page: the newest of each kind, so none can pile up.
+
+    Args:
+        visit: who it is.
+    """
+
+    def __init__(self, visit: Visit) -> None:
+        self.visit = visit
+        self._waiting: dict[str, str | bytes] = {}
+        self._fresh = asyncio.Event()
+
+    def offer(self, kind: str, data: str | bytes) -> None:
+        """Put in place of what of this kind has not gone out yet."""
+        self._waiting[kind] = data
+        self._fresh.set()
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        """Offer a JSON message."""
+        self.offer(kind, json.dumps({"t": kind, **fields}))
+
+    async def next(self) -> list[str | bytes]:
+        """Everything that waits, once something does."""
+        await self._fresh.wait()
+        self._fresh.clear()
+        waiting, self._waiting = list(self._waiting.values()), {}
+        return waiting
+
+
+@dataclass(eq=False)
+class Page:
+    """An open page: its line, its operator, its clock."""
+
+    line: Line
+    operator: Operator
+    clock: BrowserClock = field(default_factory=BrowserClock)
+    pinged_ns: int = 0
+    told: int = 0  # events it knows
+
+
+class Desk:
+    """The console behind the server.
+
+    Args:
+        node: robot, run, and a line for people.
+        access: makes tokens for links that one person gives another.
+        publish: sends one message on the bus.
+    """
+
+    def __init__(self, node: Node, access: Access, publish: Callable[[Out], None]) -> None:
+        self.node, self.access, self._publish = node, access, publish
+        self.address = ""  # http://host:port, once it is known
+        self.pages: list[Page] = []
+        self.operators = Operators(node.codecs, node.config.timing_factor)
+        self.picture = Picture(node.robot, node.config)
+        self.shapes = Shapes(node.robot)
+        self.chaos = Chaos()
+        self._draw = random.Random()
+        self._log = Bucket(rate=1.0, burst=20)
+        self._unlogged = 0
+        limits = {"deadman": DEADMAN_NS, "full": FULL_NS, "zero": ZERO_NS}
+        factor = node.config.timing_factor
+        told = {name: ns * factor / MS for name, ns in limits.items()}
+        self._hello = self.picture.hello(self.shapes.geoms(), told)
+
+    # --- pages ------------------------------------------------------------------------------------
+
+    def join(self, line: Line) -> Page:
+        """A page was opened; everybody is told."""
+        visit = line.visit
+        operator = self.operators.join(visit.name, visit.role, secrets.randbits(63) | 1)
+        page = Page(line, operator)
+        self.pages.append(page)
+        line.tell("hello", **self._hello, name=visit.name, role=visit.role.name.lower())
+        self.say(f"{visit.name} is here ({visit.role.name.lower()})")
+        self.ping(page, now_ns())
+        return page
+
+    def leave(self, page: Page) -> None:
+        """A page is gone; if it drove, the robot holds now."""
+        self.pages.remove(page)
+        drove = page.operator is self.operators.driver
+        self._send(self.operators.leave(page.operator, now_ns()))
+        self.say(f"{page.line.visit.name} is gone{', and it drove' if drove else ''}")
+
+    def hear(self, page: Page, said: Said) -> None:
+        """A page said something well-formed."""
+        now = now_ns()
+        if isinstance(said, Drive):
+            self._drive(page, said)
+        elif isinstance(said, AskFor):
+            pressed = min(now, page.clock.to_ours(said.c)) if page.clock.known else now
+            self._send(self.operators.ask(page.operator, Ask(said.ask), pressed, now))
+            self._tell_answers()
+        elif isinstance(said, Pong):
+            page.clock.hear(said.s, said.c, now)
+        elif isinstance(said, Invite):
+            self._invite(page, Role(said.role))
+        elif isinstance(said, Rehearse):
+            self._rehearse(page, said)
+
+    def stop(self, name: str) -> None:
+        """STOP by a visitor without a WebSocket: the way that needs the least to work."""
+        visitor = Operator(name, Role.OBSERVE, secrets.randbits(63) | 1)
+        self._send(self.operators.ask(visitor, Ask.ESTOP, now_ns(), now_ns()))
+
+    def refused(self, what: str) -> None:
+        """Somebody was kept out or cut off: into the log, but never a flood of it."""
+        if not self._log.take(now_ns()):
+            self._unlogged += 1
+            return
+        more = f" ({self._unlogged} more like it)" if self._unlogged else ""
+        self._unlogged = 0
+        # Strangers choose these words: nothing that a terminal would obey goes through.
+        words = "".join(letter if letter.isprintable() else "?" for letter in what[:200])
+        self.say(f"refused: {words}{more}", "bad")
+
+    def say(self, text: str, kind: str = "") -> None:
+        """One line for people, in the run's output and on every page."""
+        self.node.say(text)
+        self.picture.tell(text, _wall(), kind)
+
+    def _drive(self, page: Page, drive: Drive) -> None:
+        if not page.clock.known:
+            page.operator.refused += 1
+            return
+        late_ns = self.chaos.fate_ns(self._draw)
+        if late_ns is None:
+            return
+        if late_ns == 0:
+            self._sample(page, drive)
+        else:
+            asyncio.get_running_loop().call_later(late_ns * 1e-9, self._sample, page, drive)
+
+    def _sample(self, page: Page, drive: Drive) -> None:
+        if page in self.pages:  # a delayed sample may outlive its page
+            captured = page.clock.to_ours(drive.c)
+            self._send(self.operators.sample(page.operator, drive, captured, now_ns()))
+
+    def _invite(self, page: Page, role: Role) -> None:
+        """A link for another browser, with no more rights than one's own."""
+        own = page.operator.role
+        if role > own:
+            page.operator.note = f"this page may {own.name.lower()} only"
+            return
+        token = self.access.issue(role, now_ns() + TOKEN_LIFE_NS)
+        page.line.tell("invite", role=role.name.lower(), address=f"{self.address}/?token={token}")
+        self.say(f"{page.line.visit.name} made a link ({role.name.lower()})")
+
+    def _rehearse(self, page: Page, said: Rehearse) -> None:
+        if page.operator.role < Role.ARM or not self.node.simulated:
+            page.operator.note = "bad networks are rehearsed in simulation, by whoever may arm"
+            return
+        self.chaos = Chaos(said.delay_ms, said.jitter_ms, said.loss)
+        self.say(
+            f"{page.line.visit.name} rehearses: {said.delay_ms:g} ms late, up to "
+            f"{said.jitter_ms:g} ms more, {said.loss:.0%} lost"
+        )
+
+    # --- the bus ----------------------------------------------------------------------------------
+
+    def take(self, message: Message) -> bool:
+        """A message of the bus, which stays as it is; True if pages should know at once."""
+        before = self.operators.mode
+        if isinstance(message, Status):
+            self.operators.hear(message, now_ns())
+        elif isinstance(message, PolicyInfo):
+            self.operators.hear_policy(message)
+        self.picture.hear(message, _wall())
+        answered = self._tell_answers()
+        return answered or self.operators.mode != before
+
+    def turn(self, now: int) -> None:
+        """What time brings: repetitions, deadmen, pings."""
+        self._send(self.operators.step(now))
+        self._tell_answers()
+        for page in self.pages:
+            if now - page.pinged_ns >= PING_NS:
+                self.ping(page, now)
+
+    def ping(self, page: Page, now: int) -> None:
+        """Ask a page for its clock."""
+        page.pinged_ns = now
+        page.line.tell("ping", s=now)
+
+    def _send(self, outs: Iterable[Out]) -> None:
+        for out in outs:
+            self._publish(out)
+
+    def _tell_answers(self) -> bool:
+        """Control's answers, to who asked; what a robot does by request is an event for all."""
+        answered, self.operators.answered = self.operators.answered, []
+        for operator, ask, ok, reason, ms in answered:
+            line = next((p.line for p in self.pages if p.operator is operator), None)
+            if line:
+                data = {
+                    "t": "answer",
+                    "ask": ask.name,
+                    "ok": ok,
+                    "reason": reason,
+                    "ms": round(ms, 1),
+                }
+                line.offer(f"answer {ask.name}", json.dumps(data))
+            took = f", acknowledged after {ms:.0f} ms" if ok and ask == Ask.ESTOP else ""
+            text = f"{operator.name}: {ask.name}{took if ok else ' refused: ' + reason}"
+            self.say(text, "" if ok else "bad")
+        return bool(answered)
+
+    # --- pictures ---------------------------------------------------------------------------------
+
+    def show_pose(self) -> None:
+        """The robot's bodies, to every page."""
+        message = self.picture.pose
+        if message is not None and self.pages:
+            data = self.shapes.poses(message)
+            for page in self.pages:
+                page.line.offer("pose", data)
+
+    def show_state(self, now: int) -> None:
+        """Everything else: what is the same for all is encoded once."""
+        if not self.pages:
+            return
+        common = json.dumps(self.picture.to_dict(now) | {"rehearsed": self.chaos != Chaos()})
+        for page in self.pages:
+            you = json.dumps(self._you(page))
+            page.line.offer("state", f'{{"t":"state","all":{common},"you":{you}}}')
+            if page.told != self.picture.events_told:
+                page.told = self.picture.events_told
+                page.line.tell("events", events=list(self.picture.events))
+
+    def _you(self, page: Page) -> dict[str, Any]:
+        operator, clock = page.operator, page.clock
+        return {
+            "drives": operator is self.operators.driver, "engaged": operator.engaged,
+            "neutral": operator.neutral, "age_ms": round(operator.age_ns / MS, 1),
+            "bound_ms": round(clock.round_trip_ns / 2 / MS, 1) if clock.known else None,
+            "share": round(self.operators.speed_share(operator.age_ns), 2),
+            "stop_ms": round(operator.stop_ms, 1), "note": operator.note,
+            "refused": operator.refused, "pages": len(self.pages),
+            "why": {ask.name: self.operators.why_not(operator, ask) for ask in ROLE},
+        }  # fmt: skip
+
+
+def _wall() -> str:
+    return time.strftime("%H:%M:%S")

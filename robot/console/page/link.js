@@ -1,0 +1,43 @@
+// The connection: one WebSocket, opened again when it closes; answers pings at once; STOP by two ways.
+
+const AGAIN_MS = 500;
+
+export class Link {
+  /** Args: handlers, a table of message kind to function; `pose` gets a Float32Array. */
+  constructor(handlers) {
+    this.handlers = handlers;
+    this.open = false;
+    this.connect();
+  }
+
+  connect() {
+    const socket = new WebSocket(`ws://${location.host}/ws`);
+    socket.binaryType = "arraybuffer";
+    socket.onopen = () => { this.open = true; this.handlers.link(true); };
+    socket.onmessage = ({data}) => {
+      if (data instanceof ArrayBuffer) return this.handlers.pose(new Float32Array(data));
+      const message = JSON.parse(data);
+      if (message.t === "ping") return this.send({t: "pong", s: message.s, c: performance.now()});
+      this.handlers[message.t]?.(message);
+    };
+    socket.onclose = () => {
+      this.open = false;
+      this.handlers.link(false);
+      setTimeout(() => this.connect(), AGAIN_MS);
+    };
+    this.socket = socket;
+  }
+
+  /** Send, unless what waits in this browser is already old: a command must not queue. */
+  send(message) {
+    if (this.open && this.socket.bufferedAmount < 4096) this.socket.send(JSON.stringify(message));
+  }
+
+  ask(ask) { this.send({t: "ask", ask, c: performance.now()}); }
+
+  /** STOP: over the WebSocket, and beside it, since either may hang. */
+  stop(ask) {
+    this.ask(ask);
+    fetch("/stop", {method: "POST", keepalive: true, credentials: "same-origin"}).catch(() => {});
+  }
+}

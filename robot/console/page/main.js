@@ -1,0 +1,53 @@
+// Joins the page's parts: what the server says goes to panels, picture and plots; what hands do, back.
+
+import {Drive} from "./drive.js";
+import {Link} from "./link.js";
+import {ASK, Panels} from "./panels.js";
+import {Plots} from "./plots.js";
+import {View} from "./view.js";
+
+const $ = (id) => document.getElementById(id);
+if (location.search) history.replaceState(null, "", "/"); // the token has done its work
+
+const view = new View($("view"), $("scene-note"));
+const plots = new Plots($("plots"), $("signal-add"));
+const panels = new Panels((name) => link.ask(ASK[name]));
+const link = new Link({
+  link(open) {
+    if (!open) { drive.release(); drive.active = false; }
+    panels.link(open);
+  },
+  hello(hello) {
+    panels.load(hello);
+    view.load(hello.geoms);
+    plots.load(hello.joints);
+    const roles = ["observe", "drive", "arm"];
+    $("invite").replaceChildren("a link for another browser that may", ...roles.slice(0, roles.indexOf(hello.role) + 1).map((role, i) => {
+      const button = document.createElement("button");
+      button.type = "button"; button.id = `invite-${role}`; button.textContent = role;
+      button.onclick = () => link.send({t: "invite", role: i + 1});
+      return button;
+    }));
+    $("rehearse").hidden = !hello.simulated || hello.role !== "arm";
+  },
+  state({all, you}) {
+    drive.active = you.drives;
+    panels.show(all, you);
+    plots.hear(all);
+    $("hud").textContent = [view.gl && `${view.rate.toFixed(0)} pictures/s`, drive.padNote].filter(Boolean).join("\n");
+  },
+  pose(poses) { view.show(poses); },
+  events({events}) { panels.events(events); },
+  answer(answer) { panels.answer(answer); },
+  invite({role, address}) { $("invite-link").textContent = `${address}  (once, to ${role}, for ten minutes)`; },
+});
+const stop = () => { link.stop(ASK.ESTOP); drive.release(); };
+const drive = new Drive((sample) => link.send(sample), stop);
+
+$("stop").addEventListener("pointerdown", (event) => { event.preventDefault(); stop(); });
+$("stop").addEventListener("click", (event) => event.detail === 0 && stop()); // by Enter
+$("speed").oninput = () => { drive.speed = $("speed").value / 100; $("speed-out").textContent = `${$("speed").value} %`; };
+$("rehearse").querySelector("button").onclick = () => {
+  const value = (name) => Number($("rehearse").elements[name].value);
+  link.send({t: "rehearse", delay_ms: value("delay"), jitter_ms: value("jitter"), loss: value("loss") / 100});
+};

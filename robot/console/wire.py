@@ -1,0 +1,90 @@
+"""What a browser may say, checked strictly once at this edge; whatever else it says is refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from robot.config import Strict
+from robot.messages import Ask
+
+MAX_BYTES = 1024  # of one message; the longest honest one has under 200
+MOST_MS = 1e13  # a browser's clock, in ms; 300 years
+
+Axis = Annotated[float, Field(ge=-1.0, le=1.0)]
+Clock = Annotated[float, Field(ge=0.0, le=MOST_MS)]
+
+
+class Drive(Strict):
+    """Where sticks and keys are, and whether the operator holds them."""
+
+    t: Literal["drive"]
+    seq: Annotated[int, Field(ge=1, le=1 << 53)]
+    """counts up; what does not is a replay"""
+    c: Clock
+    """ms, the browser's clock when this was sampled"""
+    deadman: bool
+    """True while a drive key, stick or shoulder button is physically held"""
+    x: Axis
+    """forward, as a share of the policy's range"""
+    y: Axis
+    """left"""
+    yaw: Axis
+    """counter-clockwise"""
+
+
+class AskFor(Strict):
+    """A button: something that control is asked for."""
+
+    t: Literal["ask"]
+    ask: Annotated[int, Field(ge=Ask.ACQUIRE, le=Ask.RESET)]
+    """a value of messages.Ask"""
+    c: Clock
+    """ms, the browser's clock when it was pressed"""
+
+
+class Pong(Strict):
+    """The answer to a ping: measures the clocks' offset."""
+
+    t: Literal["pong"]
+    s: Annotated[int, Field(ge=0, le=1 << 62)]
+    """ns, as the ping had it"""
+    c: Clock
+    """ms, the browser's clock when the ping came"""
+
+
+class Invite(Strict):
+    """A link for somebody else is wanted."""
+
+    t: Literal["invite"]
+    role: Annotated[int, Field(ge=1, le=3)]
+    """a value of access.Role"""
+
+
+class Rehearse(Strict):
+    """Spoil the way from this console to control; simulation only."""
+
+    t: Literal["rehearse"]
+    delay_ms: Annotated[float, Field(ge=0.0, le=1000.0)]
+    """added to every sample"""
+    jitter_ms: Annotated[float, Field(ge=0.0, le=1000.0)]
+    """most that is added on top, drawn evenly"""
+    loss: Annotated[float, Field(ge=0.0, le=1.0)]
+    """share of samples that get lost"""
+
+
+Said = Drive | AskFor | Pong | Invite | Rehearse
+_SAID: TypeAdapter[Said] = TypeAdapter(Annotated[Said, Field(discriminator="t")])
+
+
+def parse(text: str | bytes) -> Said | str:
+    """What the browser said, or in one sentence why that is nothing."""
+    if len(text) > MAX_BYTES:
+        return f"{len(text)} bytes; at most {MAX_BYTES} are read"
+    try:
+        return _SAID.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where or 'message'}: {first['msg']}"
