@@ -60,7 +60,7 @@ def record(
 ) -> Path:
     """A run in lockstep as a log."""
     given: dict[str, Any] = {"log.folder": str(folder)}
-    given |= {"policy": str(policy)} if policy else {}
+    given["policy"] = str(policy) if policy else None
     given |= {} if noise else {"sim.noise": {}}
     run = load_run(driver, given)
     log = open_log(run, ROBOT, CODECS, now_ns=START_NS, epoch_ns=EPOCH_NS)
