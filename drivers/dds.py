@@ -13,7 +13,7 @@ import socket
 import struct
 from typing import Any
 
-from robot.config import UserError, listing
+from robot.config import UserError, listing, without_extra
 
 try:
     from cyclonedds import _clayer  # type: ignore[attr-defined] - a C extension without stubs
@@ -24,7 +24,7 @@ try:
     from cyclonedds.sub import DataReader
     from cyclonedds.topic import Topic
 except ImportError as error:  # an extra: whoever simulates needs no DDS
-    raise UserError(f"{error}; `pip install 'plexus[g1]'` brings what the G1 needs") from None
+    raise without_extra(error, "g1", "the G1") from None
 
 SIOCGIFADDR = 0x8915  # sockios.h: the IPv4 address of an interface
 EVERYTHING = 0x7F  # any sample, view and instance state

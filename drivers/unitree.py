@@ -6,7 +6,6 @@ bytes are those of unitree_wire.py; unitree_state.py judges what comes in.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -37,10 +36,6 @@ BATTERY = ((8.0, "battery_empty"), (15.0, "battery_entry"), (25.0, "battery_low"
 TRUTH_NUMBERS = 17  # of the emulator, before the joints
 
 
-def _sleep_ns(duration_ns: int) -> None:
-    time.sleep(duration_ns * 1e-9)
-
-
 class UnitreeDriver:
     """A robot, or its emulator.
 
@@ -60,7 +55,7 @@ class UnitreeDriver:
         config: UnitreeConfig,
         factor: float = 1.0,
         now: Callable[[], int] = clock.now_ns,
-        sleep: Callable[[int], None] = _sleep_ns,
+        sleep: Callable[[int], None] = clock.sleep_ns,
     ) -> None:
         self.robot, self.config, self.simulated = robot, config, config.emulator
         self._factor, self._now, self._sleep = factor, now, sleep

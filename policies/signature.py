@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robot.config import UserError, read_text
+from robot.config import UserError, read_text, without_extra
 
 SCHEME = "plexus-ed25519-v1"
 CONTEXT = b"plexus policy file v1\n"  # a signature of ours means nothing elsewhere
@@ -157,5 +157,5 @@ def _nacl() -> Any:
     try:
         from nacl import signing
     except ImportError as error:
-        raise UserError(f"{error}; `pip install 'plexus[g1]'` brings what the G1 needs") from None
+        raise without_extra(error, "g1", "the G1") from None
     return signing

@@ -139,6 +139,7 @@ class Task(VecEnv):
         self.phase = advance(self.phase, self.command, self.body)
         self.first.zero_()
         state = self._state(bump, running)
+        self._follow(state)
         reward, falls = self._judge(state)
         self.world.lay_ground()
         time_outs = (self.episode_length_buf.cpu() >= self.max_episode_length) & ~falls
@@ -205,14 +206,8 @@ class Task(VecEnv):
         vx, vy, vz = world.lin_vel_w.unbind(1)
         velocity = torch.stack([cos * vx + sin * vy, cos * vy - sin * vx, vz], 1)
         gravity = OBSERVATIONS["projected_gravity"][0](self._sensors(), body)
-        turning = torch.stack([velocity[:, 0], velocity[:, 1], -(world.gyro * gravity).sum(1)], 1)
-        error = self.command[:, :3] - turning
-        self.velocity_error = self.velocity_error + self._filter * (error - self.velocity_error)
         height = self.command[:, 3:4] - body.nominal_height
         soles, slope = world.soles, world.soles @ world.to_slope
-        foot_height = soles.mean(2)
-        # Least squares of height = lift * bump, recursively: a foot in stance changes nothing.
-        self.lift = self.lift + LIFT_RATE * bump * (foot_height - self.lift * bump)
         across = world.foot_pos[:, 0] - world.foot_pos[:, 1]
         return State(
             body=body, command=self.command, moving=running[:, 0].float(), swing=bump,
@@ -221,10 +216,20 @@ class Task(VecEnv):
             joint_pos=world.joint_pos, joint_vel=world.joint_vel, effort=world.effort,
             reference=reference(self.command, body) + height * body.squat,
             action=self.action, last_action=self.last_action, older_action=self.older_action,
-            foot_height=foot_height, lift=self.lift, foot_tilt=slope.square().sum(2),
+            foot_height=soles.mean(2), lift=self.lift, foot_tilt=slope.square().sum(2),
             foot_speed=world.foot_velocity.norm(dim=2), foot_contact=world.foot_contact,
             foot_gap=cos * across[:, 1] - sin * across[:, 0], finite=world.finite,
         )  # fmt: skip
+
+    def _follow(self, state: State) -> None:
+        """Let the averages over a gait cycle take this step in, the state's and the task's own."""
+        turning = -(state.ang_vel * state.gravity).sum(1, keepdim=True)
+        error = self.command[:, :3] - torch.cat([state.velocity[:, :2], turning], 1)
+        self.velocity_error = self.velocity_error + self._filter * (error - self.velocity_error)
+        # Least squares of height = lift * bump, recursively: a foot in stance changes nothing.
+        missing = state.foot_height - self.lift * state.swing
+        self.lift = self.lift + LIFT_RATE * state.swing * missing
+        state.velocity_error, state.lift = self.velocity_error, self.lift
 
     def _judge(self, state: State) -> tuple[Tensor, Tensor]:
         """(B,) reward of this step, (B,) bool fallen."""
@@ -374,11 +379,8 @@ class Task(VecEnv):
         self._observations = TensorDict(groups, batch_size=[self.num_envs], device=self.device)
 
     def _critic_state(self, sensors: Sensors) -> State:
-        running, kept = stepping(sensors, self.body), (self.velocity_error, self.lift)
-        state = self._state(swing(self.phase, running, self.body.swing_share), running)
-        self.velocity_error, self.lift = kept  # looking must not move the filters
-        state.velocity_error, state.lift = kept
-        return state
+        running = stepping(sensors, self.body)
+        return self._state(swing(self.phase, running, self.body.swing_share), running)
 
 
 def make_mirror(recipe: Recipe, body: Any) -> Mirror:

@@ -215,9 +215,7 @@ class World:
 
     def state_dict(self) -> dict:
         """Everything that the next step depends on."""
-        names = (
-            "delay", "encoder", "laid", "push_speed", "next_push", "foot_velocity", "_feet",
-        )  # fmt: skip
+        names = ("delay", "encoder", "laid", "push_speed", "next_push", "foot_velocity", "_feet")
         return {
             "generator": self.generator.get_state(),
             "state": torch.from_numpy(self.batch.state.copy()),
@@ -321,7 +319,10 @@ def pushes(w: World, ids: Ids, level: Level, *, speed: float = 0.5, turn: float 
 
 def start(w: World, ids: Ids, level: Level, *, joint: float = 0.1, speed: float = 0.3,
           tilt: float = 0.05, drop: float = 0.01) -> None:  # fmt: skip
-    """Joints off the default pose by rad, a base speed per axis, a tilt, m above the ground."""
+    """Joints off the default pose by rad, a base speed per axis, a tilt, m above the ground.
+
+    All but the last grow with the level: a beginner starts near where standing is easy.
+    """
     n, count, share = len(ids), len(w.body.joint_names), level["randomisation"]
     joint, speed, tilt = share * joint, share * speed, share * tilt
     low, high = w.body.position_limit.numpy().T

@@ -8,7 +8,8 @@ from collections.abc import Callable
 now_ns = time.monotonic_ns  # the one clock of the runtime; the wall clock may jump
 
 
-def _sleep_ns(duration_ns: int) -> None:
+def sleep_ns(duration_ns: int) -> None:
+    """Wait."""
     # time.sleep is clock_nanosleep on the monotonic clock inside (Python >= 3.11).
     time.sleep(duration_ns * 1e-9)
 
@@ -31,7 +32,7 @@ class Rate:
         self,
         period_ns: int,
         now: Callable[[], int] = now_ns,
-        sleep: Callable[[int], None] = _sleep_ns,
+        sleep: Callable[[int], None] = sleep_ns,
     ) -> None:
         self.period_ns, self._now, self._sleep = period_ns, now, sleep
         self.skipped = self.executed = 0
@@ -56,3 +57,21 @@ class Rate:
             late -= passed * self.period_ns
         self.executed += 1
         return late
+
+
+class Pace:
+    """How fast a counter advances, told by its last two readings.
+
+    Attributes:
+        per_s: 0 until there are two.
+    """
+
+    def __init__(self) -> None:
+        self._before: tuple[int, int] | None = None
+        self.per_s = 0.0
+
+    def read(self, stamp_ns: int, count: int) -> None:
+        """Take a reading; one that is no newer than the last tells nothing of the pace."""
+        if self._before and stamp_ns > self._before[0]:
+            self.per_s = (count - self._before[1]) / (stamp_ns - self._before[0]) * 1e9
+        self._before = (stamp_ns, count)

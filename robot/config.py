@@ -203,6 +203,11 @@ def listing(names: Iterable[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + more
 
 
+def without_extra(error: ImportError, extra: str, who: str) -> UserError:
+    """What to tell where a package of an extra is not installed."""
+    return UserError(f"{error}; `pip install 'plexus[{extra}]'` brings what {who} needs")
+
+
 def check_positive(**options: float | None) -> None:
     """Refuse options of the command line that are not above 0.
 

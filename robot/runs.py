@@ -6,13 +6,15 @@ import dataclasses
 import ipaddress
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from robot.config import CONFIGS, REPOSITORY, Strict, UserError, listing, load_yaml
-from robot.model import Robot
 from robot.realtime import RealtimeConfig
+
+if TYPE_CHECKING:  # it brings MuJoCo, half a second that most commands need not wait for
+    from robot.model import Robot
 
 RUNS = CONFIGS / "runs"
 SHIPPED = REPOSITORY / "policies"  # <name>/<name>.onnx

@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from robot.clock import Pace
 from robot.messages import Message, Mode, PolicyInfo, RecorderStatus, Status, Timing, Truth
 from robot.modes import NO_CAUSE, fault_names
 from robot.runs import RunConfig
@@ -44,8 +45,7 @@ class View:
         self._timing: Timing | None = None
         self._info: PolicyInfo | None = None
         self._recorder: RecorderStatus | None = None
-        self._before: tuple[int, int] | None = None  # (time ns, executed ticks)
-        self._rate = 0.0
+        self._ticks = Pace()
 
     def hear(self, message: Message) -> None:
         """Remember timing, what the pilot has loaded, how the log is doing."""
@@ -54,10 +54,8 @@ class View:
         elif isinstance(message, RecorderStatus):
             self._recorder = message
         elif isinstance(message, Timing):
-            now = (message.stamp_ns, int(message.executed_ticks))
-            if self._before and now[0] > self._before[0]:
-                self._rate = (now[1] - self._before[1]) / (now[0] - self._before[0]) * 1e9
-            self._before, self._timing = now, message
+            self._ticks.read(message.stamp_ns, int(message.executed_ticks))
+            self._timing = message
 
     def render(self, status: Status | None, truth: Truth | None, now_ns: int) -> RenderableType:
         """The table as it is now."""
@@ -122,7 +120,7 @@ class View:
             return []
         late, path = timing.lateness_us, timing.path_us[: timing.policy_ticks]
         text = (
-            f"{self._rate:.0f} ticks/s, skipped {timing.skipped_ticks}, late p50 "
+            f"{self._ticks.per_s:.0f} ticks/s, skipped {timing.skipped_ticks}, late p50 "
             f"{np.median(late):.0f} us, worst {late.max():.0f} us (timing factor "
             f"{self.run.timing_factor:g})"
         )

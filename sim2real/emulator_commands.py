@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import tyro
 
-from robot.config import UserError, check_positive
+from robot.config import UserError, check_positive, without_extra
 
 if TYPE_CHECKING:
     from sim2real.emulator import Emulator
@@ -66,7 +66,7 @@ def emulate(args: Emulate) -> int:
     try:
         from sim2real.emulator import Emulator, EmulatorOptions
     except ImportError as error:
-        raise UserError(f"{error}; `pip install 'plexus[g1]'` brings what the G1 needs") from None
+        raise without_extra(error, "g1", "the G1") from None
     from robot.model import load_robot
 
     options = EmulatorOptions(

@@ -339,3 +339,10 @@ def test_velocity_is_three_numbers():
     for text in ("", "1,2,3,4", "1,2,inf", "1,2,500", "1;2;3"):
         with pytest.raises(UserError, match="expected three numbers vx,vy,yaw_rate"):
             parse_velocity(text)
+
+
+def test_the_command_line_starts_without_what_takes_long_to_import():
+    slow = ("mujoco", "torch", "onnxruntime", "matplotlib")
+    code = f"import sys, robot.cli; print([name for name in {slow} if name in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (out.stdout, out.stderr) == ("[]\n", "")

@@ -1,8 +1,8 @@
-"""Rate: keeps phase, skips whole periods, never bursts."""
+"""Rate: keeps phase, skips whole periods, never bursts. Pace: of two readings."""
 
 import pytest
 
-from robot.clock import Rate
+from robot.clock import Pace, Rate
 
 MS = 1_000_000
 
@@ -68,3 +68,16 @@ def test_real_clock_waits_for_real():
     for _ in range(10):
         assert rate.wait() >= 0
     assert rate.executed == 10
+
+
+def test_a_pace_is_that_of_the_last_two_readings() -> None:
+    pace = Pace()
+    assert pace.per_s == 0.0
+    pace.read(1_000 * MS, 500)
+    assert pace.per_s == 0.0
+    pace.read(1_500 * MS, 700)
+    assert pace.per_s == pytest.approx(400.0)
+    pace.read(1_500 * MS, 900)  # no time has passed: nothing is known anew
+    assert pace.per_s == pytest.approx(400.0)
+    pace.read(2_500 * MS, 1_000)
+    assert pace.per_s == pytest.approx(100.0)

@@ -205,7 +205,9 @@ def test_a_foot_that_stays_down_when_it_should_step_ends_the_episode_and_standin
     for _ in range(20):
         task.world.soles[:] = 0.0
         task.world.soles[2, 0] = 0.1  # lifts as the clock says
-        ends.append(task._judge(task._state(bump, running))[1])
+        state = task._state(bump, running)
+        task._follow(state)
+        ends.append(task._judge(state)[1])
     assert not ends[0].any()  # a beginner has more than a cycle
     assert ends[-1].tolist() == [True, False, False]
     assert task.lift[2, 0] == pytest.approx(0.1) and task.lift[1, 0] == pytest.approx(0.1)

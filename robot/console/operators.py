@@ -36,10 +36,8 @@ RESEND_NS = 50 * MS  # an unanswered request is sent again, unchanged
 PATIENCE_NS = 2_000 * MS  # then it is given up; a stop is not
 RETRY_NS = 100 * MS  # between two tries to engage while the deadman is held
 DEADMAN_NS = 250 * MS  # faults.md 5: no sample for so long is a deadman released
-FULL_NS, ZERO_NS = (
-    80 * MS,
-    200 * MS,
-)  # age of a sample at which its speed begins to shrink, and is 0
+# Age of a sample at which its speed begins to shrink, and is 0.
+FULL_NS, ZERO_NS = 80 * MS, 200 * MS
 
 SOURCE = "console"
 STOPS = frozenset({Ask.ESTOP, Ask.SOFT_STOP, Ask.HOLD})

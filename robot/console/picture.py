@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from robot.clock import Pace
 from robot.messages import (
     LowState,
     Message,
@@ -51,8 +52,7 @@ class Picture:
         self._timing: Timing | None = None
         self._info: PolicyInfo | None = None
         self._recorder: RecorderStatus | None = None
-        self._before: tuple[int, int] | None = None  # (stamp ns, executed ticks)
-        self._rate = 0.0
+        self._ticks = Pace()
 
     def hear(self, message: Message, wall: str) -> None:
         """Remember a message, which must stay as it is; `wall` is the time of day, for events."""
@@ -60,10 +60,8 @@ class Picture:
             self._compare(message, wall)
             self._status = message
         elif isinstance(message, Timing):
-            now = (message.stamp_ns, int(message.executed_ticks))
-            if self._before and now[0] > self._before[0]:
-                self._rate = (now[1] - self._before[1]) / (now[0] - self._before[0]) * 1e9
-            self._before, self._timing = now, message
+            self._ticks.read(message.stamp_ns, int(message.executed_ticks))
+            self._timing = message
         elif isinstance(message, Truth):
             self._truth = message
         elif isinstance(message, LowState):
@@ -138,7 +136,7 @@ class Picture:
         if timing is None:
             return None
         return {
-            "rate": round(self._rate), "skipped": int(timing.skipped_ticks),
+            "rate": round(self._ticks.per_s), "skipped": int(timing.skipped_ticks),
             "late_p50_us": round(float(np.median(timing.lateness_us))),
             "late_max_us": round(float(timing.lateness_us.max())),
         }  # fmt: skip
