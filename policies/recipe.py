@@ -106,6 +106,8 @@ class CommandRecipe(Strict):
     """of commands that ask to stand."""
     axis_share: Share
     """of commands along one of vx, vy, yaw_rate alone."""
+    reverse_share: Share
+    """of commands that ask for 60 to 100 % of full speed against the one before."""
     stand_below: Positive
     """norm of (vx, vy, yaw rate) that means standing."""
     resample: PositiveRange

@@ -301,6 +301,12 @@ class Task(VecEnv):
         alone = (kind < spec.standing_share + spec.axis_share).unsqueeze(1)
         velocity = torch.where(alone, velocity * axis, velocity)
         velocity[kind < spec.standing_share] = 0
+        # Full speed the other way is what a walk falls over, and uniform draws hardly ever ask it.
+        low, high = (torch.tensor(ends) * level for ends in zip(*ranges, strict=True))
+        before = self.command[rows, :3]
+        back = torch.where(before > 0, low, high) * (before != 0) * draw(0.6, 1, n, 1)
+        reversed_ = (draw(0, 1, n) < spec.reverse_share) & (before != 0).any(1)
+        velocity = torch.where(reversed_.unsqueeze(1), back, velocity)
         velocity[velocity.norm(dim=1) < spec.stand_below] = 0
         other = draw(0, 1, n) < spec.height_share
         height = torch.where(other, draw(*spec.base_height, n), torch.tensor(spec.nominal_height))
