@@ -181,6 +181,23 @@ def test_commands_stay_in_range_and_some_stand():
     assert (low <= arms).all() and (arms <= high).all() and arms.std() > 0.1
 
 
+def test_a_reversal_asks_for_most_of_full_speed_the_other_way():
+    commands = WALK.commands.model_copy(update={"reverse_share": 1.0})
+    task = Task(quiet(commands=commands), ROBOT, num_envs=200, threads=1)
+    before = task.command[:, :3].clone()
+    rows = torch.arange(200)
+    task._draw_command(rows)
+    after = task.command[:, :3]
+    walking = (before != 0).any(1)
+    assert walking.sum() > 100
+    full = torch.where(before > 0, torch.tensor([0.6, 0.4, 0.8]), torch.tensor([1.0, 0.4, 0.8]))
+    share = -(after * before.sign() / full)[walking]
+    asked = share[before[walking] != 0]
+    assert asked.min() >= 0.6 - 1e-6
+    assert asked.max() <= 1 + 1e-6
+    assert not share[before[walking] == 0].any()
+
+
 def test_rough_ground_changes_under_a_swinging_foot_only():
     task = Task(quiet(), ROBOT, num_envs=4)
     world = task.world
