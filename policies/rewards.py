@@ -226,7 +226,17 @@ def ramp(done: float, *, start: float = 0.0, end: float = 1.0, low: float = 0.0)
     return low + (1 - low) * min(max((done - start) / max(end - start, 1e-9), 0.0), 1.0)
 
 
-CURRICULUM: dict[str, Callable[..., float]] = {"ramp": ramp}
+def hill(
+    done: float, *, start: float = 0.0, end: float = 0.5, ease: float = 0.6, final: float = 0.6
+) -> float:
+    """From 0 at `start` to 1 at `end`, and from `ease` on down to `final` at the training's end.
+
+    What is hard teaches balance; what is milder afterwards lets the walk become exact again.
+    """
+    return ramp(done, start=start, end=end) - (1 - final) * ramp(done, start=ease)
+
+
+CURRICULUM: dict[str, Callable[..., float]] = {"ramp": ramp, "hill": hill}
 LEVELS = {  # what a level scales; 1 where the recipe names none
     "penalties": "rewards of negative weight",
     "randomisation": "the distance of random physics from nominal",
