@@ -181,6 +181,10 @@ def test_levels_grow_as_the_curriculum_says():
     assert rewards.ramp(0.1, start=0.2, end=0.6, low=0.5) == 0.5
     assert rewards.ramp(0.4, start=0.2, end=0.6, low=0.5) == pytest.approx(0.75)
     assert rewards.ramp(0.9, start=0.2, end=0.6) == 1.0
+    levels = [rewards.hill(done, start=0.1, end=0.3, ease=0.6, final=0.5) for done in (
+        0.1, 0.2, 0.3, 0.6, 0.8, 1.0,
+    )]  # fmt: skip
+    assert levels == pytest.approx([0.0, 0.5, 1.0, 1.0, 0.75, 0.5])
 
 
 def test_the_mirror_is_its_own_inverse_and_exchanges_the_sides():
