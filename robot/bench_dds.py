@@ -258,7 +258,11 @@ class Ours(UnitreeDriver):
 
     def __init__(self, setup: Setup) -> None:
         config = UnitreeConfig(
-            interface="lo", network="127.0.0.0/8", domain=_domain("ours"), mode_machine=(VARIANT,)
+            interface="lo",
+            network="127.0.0.0/8",
+            domain=_domain("ours"),
+            mode_machine=(VARIANT,),
+            trust_timeout=True,
         )
         super().__init__(setup.robot, config, FACTOR)
         self._state: LowState = setup.codec(LowState).new()

@@ -188,7 +188,8 @@ class Emulator:
     def step(self) -> None:
         """One millisecond."""
         self.hear()
-        self.motors.pass_time(self.faults.get("motor_off", "joint"))
+        watchful = "no_timeout" not in self.faults.active
+        self.motors.pass_time(self.faults.get("motor_off", "joint"), watchful)
         self.ms += TICK_MS
         if not self.propped:
             mujoco.mj_step(self.model, self.data)
