@@ -31,7 +31,8 @@ FOREIGN_NS = 100 * MS  # somebody else's command counts for so long
 GAP_NS = 20 * MS  # between two commands; afterwards they flow anew
 TICKS = (0.9, 1.1)  # of the robot's counter per ms of ours, on a clock that may be late by 25 ms
 UNSENT = 3  # commands in a row (A10)
-CLEAR_NS = 200 * MS  # of commands without torque: no motor may say that it misses them
+CLEAR_NS = 200 * MS  # by then motors that are commanded say that they miss nothing
+LEAST_COMMANDS = 10
 TIMEOUT_NS = 200 * MS  # of silence: all motors must say so (A13); the true time is not published
 BATTERY_NS = 5_000 * MS
 HEALTH_NS = 50 * MS
@@ -211,12 +212,13 @@ class UnitreeDriver:
         commands, still = self._commands, np.zeros(self.robot.num_joints)
         assert commands is not None
         self._wait(lambda: commands.readers > 0, ANSWER_NS)
-        end = self._now() + round(CLEAR_NS * self._factor)
-        while self._now() < end:
+        end, sent = self._now() + round(CLEAR_NS * self._factor), 0
+        while sent < LEAST_COMMANDS or self._missing().any():
+            if self._now() >= end:
+                return False
             self._send([still] * len(self._fields))
             self._pump(COMMAND_NS)
-        if self._missing().any():
-            return False
+            sent += 1
         return self._wait(lambda: bool(self._missing().all()), round(TIMEOUT_NS * self._factor))
 
     def _missing(self) -> np.ndarray:

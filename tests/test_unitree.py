@@ -18,6 +18,7 @@ from drivers.driver import Driver, DriverFault
 from drivers.unitree import UnitreeDriver
 from robot.config import UserError
 from robot.messages import Mode
+from robot.modes import BIT
 from sim2real import emulator_wire
 from tests.test_contract import CODECS, ROBOT, DriverContract, command
 from tests.unitree_rig import SteppedDriver, SteppedEmulator
@@ -261,6 +262,22 @@ def test_f5_a_robot_of_another_kind_is_refused(emulator: SteppedEmulator, kind: 
     assert said.startswith(f"the robot says {words}"), said
 
 
+def test_s12_joints_in_another_order_than_the_motors_are_refused(emulator: SteppedEmulator):
+    """Two rows of the map swapped; and whoever has the right map is not understood any more."""
+    names = list(ROBOT.joint_names)
+    names[3], names[9] = names[9], names[3]
+    robot = dataclasses.replace(ROBOT, joint_names=tuple(names))
+    driver, before = SteppedDriver(emulator, robot), emulator.order()["received"]
+    with pytest.raises(UserError) as error:
+        driver.open()
+    assert str(error.value).endswith(
+        "row 3 is right_knee_joint; expected left_knee_joint, which is motor 3 of a G1: commands "
+        "would go to the wrong joints"
+    )
+    assert emulator.order(step=2)["received"] == before
+    assert ROBOT.joint_names == wire.JOINTS
+
+
 def test_a18_a_second_writer_is_refused_at_the_start(emulator: SteppedEmulator):
     said = refused(emulator, {"fault": {"second_writer": {}}})
     assert said.startswith("somebody else commands this robot (rt/lowcmd); stop that program first")
@@ -283,6 +300,18 @@ def test_an_owned_robot_is_taken_over_only_if_it_hangs(emulator: SteppedEmulator
     driver = SteppedDriver(emulator, start={"service": "ai"})
     driver.open()
     assert emulator.order()["service"] == "" and emulator.last["refused"].get("service", 0) == 0
+    driver.close()
+
+
+@pytest.mark.parametrize("options", [{"trust_timeout": True}, {"readonly": True}])
+def test_a13_where_the_motors_time_out_is_trusted_or_nothing_is_written_it_is_not_tried(
+    emulator: SteppedEmulator, options: dict[str, Any]
+):
+    driver = SteppedDriver(emulator, start={"fault": {"no_timeout": {}}}, **options)
+    before, health = emulator.order()["received"], CODECS["health"].new()
+    driver.open()
+    assert emulator.order()["received"] == before
+    assert driver.health(health) and not health.alerts & BIT["timeout_unknown"]
     driver.close()
 
 
