@@ -16,9 +16,11 @@ from drivers import unitree_wire as wire
 from drivers.dds import Participant, check_interface
 from drivers.driver import Driver, DriverFault
 from drivers.unitree import UnitreeDriver
+from drivers.unitree_state import StateWatch
 from robot.config import UserError
 from robot.messages import Mode
 from robot.modes import BIT
+from robot.runs import UnitreeConfig
 from sim2real import emulator_wire
 from tests.test_contract import CODECS, ROBOT, DriverContract, command
 from tests.unitree_rig import SteppedDriver, SteppedEmulator
@@ -181,6 +183,23 @@ def test_every_error_bit_has_a_name():
     assert wire.motor_fault_names(0x40000001) == ["overcurrent", "motor lost the computer"]
     assert wire.motor_fault_names(0x10000000) == ["unknown 0x10000000"]
     assert len(wire.MOTOR_FAULTS) == 22
+
+
+def test_s14_s15_one_dead_sensor_does_not_hide_a_hot_motor():
+    watch, frame = StateWatch(ROBOT, UnitreeConfig()), wire.Frame(wire.STATE_LAYOUT)
+    heat = frame.view("motor_state.temperature", 2)  # casing, winding; limits 85 and 120
+    heat[:] = 40
+    heat[3], heat[4], heat[5], heat[6] = 0, (85, 40), (40, 111), (40, 255)
+    frame.sign()
+    watch.hear([bytes(frame.payload)], 0, energised=False)
+    assert watch.heat_margin()[:7].tolist() == [45, 45, 45, 85, 0, 9, 45]
+    told = BIT["temperature_unknown"] | BIT["motor_overheated"]
+    assert watch.alerts(0) == told
+    heat[4] = 40
+    frame.view("tick")[0] = 2
+    frame.sign()
+    watch.hear([bytes(frame.payload)], 0, energised=False)
+    assert watch.alerts(0) == BIT["temperature_unknown"] | BIT["motor_hot"]
 
 
 # --- the contract -------------------------------------------------------------------------------
