@@ -11,13 +11,14 @@ import fcntl
 import ipaddress
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from robot.config import UserError, listing, without_extra
 
 try:
     from cyclonedds import _clayer  # type: ignore[attr-defined] - a C extension without stubs
-    from cyclonedds.core import DDSException
+    from cyclonedds.core import DDSException, ReadCondition, WaitSet
     from cyclonedds.domain import Domain, DomainParticipant
     from cyclonedds.pub import DataWriter
     from cyclonedds.qos import Policy, Qos
@@ -173,6 +174,16 @@ class RawReader:
         if isinstance(got, int):  # an error code: the entity is gone
             return []
         return [data for data, info in got if info.valid_data]
+
+    def waiter(self) -> Callable[[int], bool]:
+        """A function that sleeps until something has come, at most so many ns; True if it has.
+
+        For whoever answers at once; a loop with a schedule of its own has no use for it.
+        """
+        assert self._reader is not None and self._reader.participant is not None, "closed"
+        waits = WaitSet(self._reader.participant)
+        waits.attach(ReadCondition(self._reader, EVERYTHING))
+        return lambda most_ns: waits.wait(most_ns) > 0
 
     @property
     def writers(self) -> int:

@@ -6,7 +6,7 @@ bytes are those of unitree_wire.py; unitree_state.py judges what comes in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -26,10 +26,14 @@ from robot.runs import UnitreeConfig
 LISTEN_NS = 500 * MS  # for states and for anybody else's commands; 200 ms at least (A18)
 ANSWER_NS = 3_000 * MS  # for the first state; finding each other takes a second or two
 POLL_NS = 1 * MS
+COMMAND_NS = 2 * MS
 FOREIGN_NS = 100 * MS  # somebody else's command counts for so long
 GAP_NS = 20 * MS  # between two commands; afterwards they flow anew
 TICKS = (0.9, 1.1)  # of the robot's counter per ms of ours, on a clock that may be late by 25 ms
 UNSENT = 3  # commands in a row (A10)
+CLEAR_NS = 200 * MS  # by then motors that are commanded say that they miss nothing
+LEAST_COMMANDS = 10
+TIMEOUT_NS = 200 * MS  # of silence: all motors must say so (A13); the true time is not published
 BATTERY_NS = 5_000 * MS
 HEALTH_NS = 50 * MS
 BATTERY = ((8.0, "battery_empty"), (15.0, "battery_entry"), (25.0, "battery_low"))  # percent
@@ -76,13 +80,16 @@ class UnitreeDriver:
         self._torso = np.zeros(10, np.float32)  # orientation, rates, accelerations
         self._torso_ns = 0
         self._kind = 0  # mode_machine that was accepted; commands carry it
+        self._timeout_seen = config.trust_timeout or config.readonly
         self._truths: RawReader | None = None
         self._truth: np.ndarray | None = None
 
     # --- open -----------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Find the robot, make sure that it is the one and free, take it over. No command yet.
+        """Find the robot, make sure that it is the one and free, take it over.
+
+        Only then are there commands, without torque: do the motors notice when they stop?
 
         Raises:
             UserError: wrong interface, no robot, another robot, one that is not ready, or one that
@@ -90,6 +97,7 @@ class UnitreeDriver:
         """
         if self._participant is not None:
             return
+        self._check_joints()
         config = self.config
         interface = check_interface(config.interface, config.network)
         self._participant = Participant(config.domain, interface)
@@ -97,9 +105,20 @@ class UnitreeDriver:
             self._connect(self._participant)
             self._meet(interface)
             self._take_over(self._participant)
+            self._timeout_seen = self._timeout_seen or self._try_timeout()
         except BaseException:
             self.close()
             raise
+
+    def _check_joints(self) -> None:
+        """A command's rows go to the motors as they stand (S12)."""
+        names = self.robot.joint_names
+        for row, (name, motor) in enumerate(zip(names, wire.JOINTS, strict=False)):
+            if name != motor:
+                raise UserError(
+                    f"{self.robot.path}: row {row} is {name}; expected {motor}, which is motor "
+                    f"{row} of a G1: commands would go to the wrong joints"
+                )
 
     def _connect(self, participant: Participant) -> None:
         kinds = wire.idl_types()
@@ -188,6 +207,24 @@ class UnitreeDriver:
         service.release()
         self._wait(lambda: False, LISTEN_NS)
 
+    def _try_timeout(self) -> bool:
+        """True if the motors hear commands, and all of them notice that they stop (A13)."""
+        commands, still = self._commands, np.zeros(self.robot.num_joints)
+        assert commands is not None
+        self._wait(lambda: commands.readers > 0, ANSWER_NS)
+        end, sent = self._now() + round(CLEAR_NS * self._factor), 0
+        while sent < LEAST_COMMANDS or self._missing().any():
+            if self._now() >= end:
+                return False
+            self._send([still] * len(self._fields))
+            self._pump(COMMAND_NS)
+            sent += 1
+        return self._wait(lambda: bool(self._missing().all()), round(TIMEOUT_NS * self._factor))
+
+    def _missing(self) -> np.ndarray:
+        """(N,) motors that say that they miss the computer's commands."""
+        return self.watch.now.errors & np.uint32(wire.MOTOR_TIMED_OUT) != 0
+
     def _pump(self, ns: int) -> None:
         """Wait, and listen meanwhile."""
         self._sleep(ns)
@@ -254,6 +291,7 @@ class UnitreeDriver:
         """Temperatures, battery, remote, counters; and the rows that they make active."""
         watch, now = self.watch, self._now()
         alerts = watch.alerts(now) | self._battery_alerts(now)
+        alerts |= 0 if self._timeout_seen else BIT["timeout_unknown"]
         if alerts == self._alerts and now < self._next_health_ns:
             return False
         self._alerts, self._next_health_ns = alerts, now + HEALTH_NS
@@ -268,6 +306,7 @@ class UnitreeDriver:
         health.variant = seen.mode_machine
         health.axes[:] = remote.lx, remote.ly, remote.rx, remote.ry
         health.casing[:], health.winding[:] = seen.heat.T
+        health.heat_margin[:] = watch.heat_margin()
         health.motor_errors[:] = seen.errors
         self._hear_torso()
         health.torso_quat_wxyz[:], health.torso_gyro[:] = self._torso[:4], self._torso[4:7]
@@ -301,24 +340,29 @@ class UnitreeDriver:
             raise DriverFault("a command that is no number was not sent")
         if self._commands is None:
             return
-        for field, values in zip(self._fields, arrays, strict=True):
-            field[:] = values
-        frame, n = self._frame, self.robot.num_joints
-        frame.put("mode_machine", self._kind)  # mode_pr stays 0: joints, not motors
-        frame.body[frame.layout.leaves["motor_cmd.mode"].offsets[:n]] = 1
-        frame.sign()
         self._energised = bool(cmd.stiffness.any() or cmd.damping.any())
         now = self._now()
         if now - self._commanded_ns > GAP_NS * self._factor:
             self._flowing_ns = now
         self._commanded_ns = now
-        if self._commands.write(frame.payload):
+        if self._send(arrays):
             self._unsent = 0
             return
         self._unsent += 1
         self._unsent_total += 1
         if self._unsent >= UNSENT:
             raise DriverFault(f"{self._unsent} commands in a row could not be sent")
+
+    def _send(self, arrays: Sequence[np.ndarray]) -> bool:
+        """Sign and send positions, speeds, torques, stiffness, damping; False if it was not."""
+        assert self._commands is not None
+        for field, values in zip(self._fields, arrays, strict=True):
+            field[:] = values
+        frame, n = self._frame, self.robot.num_joints
+        frame.put("mode_machine", self._kind)  # mode_pr stays 0: joints, not motors
+        frame.body[frame.layout.leaves["motor_cmd.mode"].offsets[:n]] = 1
+        frame.sign()
+        return self._commands.write(frame.payload)
 
     def truth(self, truth: Truth) -> bool:
         """What the emulator tells; no robot does."""

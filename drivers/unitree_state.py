@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivers import unitree_wire as wire
+from drivers.unitree_imu import ImuWatch
 from robot.model import Robot
 from robot.modes import BIT
 from robot.runs import UnitreeConfig
+from robot.safety import DERATE_BAND
 
 MS = 1_000_000  # ns
 PERIOD_MS = 2  # of LowState, by the robot's tick counter, which counts milliseconds
@@ -30,7 +32,8 @@ GYRO_FULL_SCALE = 34.5  # rad/s: 2000 degrees/s less a little; the IMU's range i
 SATURATED_NS = 50 * MS  # S8
 RESTART_MS = 1000  # the robot's clock went back by more: it restarted
 FLOWING_NS = 100 * MS  # commands for so long: motors cannot have missed them
-HOT_MARGIN = 10.0  # degrees below the limit (S14)
+LATE_SHARE = 0.3  # of the repetitions that are too many: three periods of ten (A1)
+WRONG_MS = 300  # doubts about gravity for so long (S6)
 COLDEST, HOTTEST = 1, 200  # degrees that a motor may have; 0 and 255 are no temperatures (S15)
 
 
@@ -95,6 +98,7 @@ class StateWatch:
         self._motion = np.full((3, n), np.nan, np.float32)  # q, dq, tau_est of the sample before
         self._imu = b""
         self.imu_repeats = 0
+        self.imu = ImuWatch()
         self.motor_repeats, self.stuck = np.zeros(n, np.int32), np.zeros(n, np.int32)  # samples
         self._enabled = np.zeros(n, bool)  # motors that were seen enabled
         self._bad: str = ""  # what cannot have happened, of the last samples
@@ -135,8 +139,9 @@ class StateWatch:
             self.counts.implausible += 1
             self._bads += 1
             return
-        self._bads = 0
+        self._bads, passed_ms = 0, 0
         if self.has_state:
+            passed_ms = ahead
             self.counts.lost += max(0, ahead // PERIOD_MS - 1)
             self.tick += ahead
         else:
@@ -145,6 +150,7 @@ class StateWatch:
         self.has_state, self.arrival_ns = True, now_ns
         self.counts.accepted += 1
         self._compare(energised)
+        self.imu.hear(self.now.quat, self.now.gyro, self.now.accel, passed_ms)
         offset = now_ns - self.tick * MS
         drifted = None if self._offset_ns is None else self._offset_ns + self._drift * ahead * MS
         self._offset_ns = offset if drifted is None else min(offset, drifted)
@@ -252,14 +258,38 @@ class StateWatch:
             found |= BIT["state_late"]
         if not self.has_state:
             return found
-        heat, config = self.now.heat, self.config
-        limits = np.array((config.casing_limit, config.winding_limit))
-        if ((heat < COLDEST) | (heat > HOTTEST)).any():
-            found |= BIT["temperature_unknown"]
-        elif (heat >= limits).any():
-            found |= BIT["motor_overheated"]
-        elif (heat >= limits - HOT_MARGIN).any():
-            found |= BIT["motor_hot"]
+        if self.motor_repeats.max() >= self.config.repeats * LATE_SHARE:
+            found |= BIT["motor_late"]
+        return found | self._heat_alerts() | self._imu_alerts() | self._remote_alerts()
+
+    def heat_margin(self) -> NDArray[np.float64]:
+        """(N,) K from each motor's temperature to its limit, the nearer of casing and winding.
+
+        What is no temperature counts as cool here, lest one dead sensor hide another hot motor.
+        """
+        heat = self.now.heat
+        known = (heat >= COLDEST) & (heat <= HOTTEST)
+        limits = np.array((self.config.casing_limit, self.config.winding_limit))
+        return np.where(known, limits - heat, limits).min(axis=1)
+
+    def _heat_alerts(self) -> int:
+        heat, margin = self.now.heat, self.heat_margin().min()
+        known = heat.min() >= COLDEST and heat.max() <= HOTTEST
+        found = 0 if known else BIT["temperature_unknown"]
+        if margin <= 0.0:
+            return found | BIT["motor_overheated"]
+        return found | (BIT["motor_hot"] if margin <= DERATE_BAND else 0)
+
+    def _imu_alerts(self) -> int:
+        """What the IMU says against itself (S6, S7)."""
+        doubted = self.imu.doubted_ms
+        return (
+            (BIT["imu_doubtful"] if doubted else 0)
+            | (BIT["imu_wrong"] if doubted >= WRONG_MS else 0)
+            | (BIT["gyro_doubtful"] if self.imu.drifts else 0)
+        )
+
+    def _remote_alerts(self) -> int:
         if wire.Remote.decode(self.now.remote.tobytes()).holds(wire.STOP_KEYS):
-            found |= BIT["remote_stop"]
-        return found
+            return BIT["remote_stop"]
+        return 0

@@ -283,6 +283,19 @@ VARIANTS = {
     16: Variant(29, "29 joints, waist locked, hips 22.5, wrist 5010"),
 }
 
+_LEG = ("hip_pitch", "hip_roll", "hip_yaw", "knee", "ankle_pitch", "ankle_roll")
+_ARM = ("shoulder_pitch", "shoulder_roll", "shoulder_yaw", "elbow", "wrist_roll", "wrist_pitch",
+        "wrist_yaw")  # fmt: skip
+# Joints in the order of the motors, as in Unitree's documents.
+JOINTS = tuple(
+    f"{name}_joint"
+    for name in (
+        *(f"{side}_{name}" for side in ("left", "right") for name in _LEG),
+        "waist_yaw", "waist_roll", "waist_pitch",
+        *(f"{side}_{name}" for side in ("left", "right") for name in _ARM),
+    )
+)  # fmt: skip
+
 # Bits of motorstate, lowest first; through a copy of the vendor's page.
 MOTOR_FAULTS: dict[int, str] = {
     0x1: "overcurrent", 0x2: "transient overvoltage", 0x4: "lasting overvoltage",

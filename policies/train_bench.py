@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from policies.recipe import Recipe, load_recipe
 from policies.task import Task
 from policies.train import Trainer
-from robot.bench import Machine, Row, make_row
+from robot.bench import Machine
+from robot.bench_figures import Row, make_row
 from robot.bench_floor import Samples
 from robot.model import load_robot
 

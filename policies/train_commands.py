@@ -73,7 +73,8 @@ def bench_train(json_path: Path | None, seconds: float) -> int:
     check_writable(json_path)
     _check_packages()
     from policies.train_bench import lines, measure
-    from robot.bench import Machine, print_rows
+    from robot.bench import Machine
+    from robot.bench_figures import print_rows
 
     machine = Machine()  # counts stolen time from here on
     rows = measure("walk", seconds, os.cpu_count() or 1)

@@ -6,6 +6,7 @@ cadence of the robot, and the ratio is what counts. While one side measures the 
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
@@ -17,16 +18,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from robot import clock
+from robot.bench_figures import (
+    SHORTEST_SLOT_S,
+    SLOT_S,
+    Row,
+    make_row,
+    print_rows,
+    skips,
+    spread,
+    take_turns,
+)
 from robot.bench_floor import (
     CONTROL_HZ,
     PERIOD_NS,
@@ -38,7 +46,7 @@ from robot.bench_floor import (
     players,
     run_timer,
 )
-from robot.config import UserError, listing
+from robot.config import UserError, listing, without_extra
 from robot.messages import Message, Mode, Timing
 from robot.model import load_robot
 from robot.nodes import Manager
@@ -52,34 +60,15 @@ ROWS: dict[str, tuple[float, tuple[str, ...]]] = {
     "tick": (2.0, ("tick_hot", "timer_bare")),
     "inference": (1.0, ("inference_ours", "inference_bare", "inference_plain")),
     "recorder": (2.0, ("timer_bare",)),
+    "dds": (1.0, ()),
+    "dds_period": (1.0, ()),
+    "dds_cpu": (0.5, ()),
 }
+WIRE = ("dds", "dds_period", "dds_cpu")  # measured by bench_dds.py, with players of its own
 PATH_GOAL, TICK_GOAL_US, RECORDER_GOAL = 1.4, 110.0, 1.05
-SLOT_S = 0.6  # of one side; stopped for 1 s, control would take it for a gap in time
-SHORTEST_SLOT_S = 0.3
 TIMING_FACTOR = 100.0  # lets control outlive being stopped; it changes limits, not work
 TO_POLICY_S = 12.0  # arm, stand up and blend
 SETTLE_NS = 20_000_000 + 50 * PERIOD_NS  # a timing message that began before we went on
-BOOTSTRAPS = 1000
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the result; `extra` becomes keys of their own."""
-
-    name: str
-    unit: str
-    floor: float
-    ours: float
-    ratio: float
-    note: str
-    rounds: int
-    ci: tuple[float, float]  # 95 % of the ratio
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        row = asdict(self)
-        return row | row.pop("extra")
 
 
 def main(json_path: Path | None, policy: Path | None, seconds: float, only: tuple[str, ...]) -> int:
@@ -114,7 +103,16 @@ def _wanted(only: tuple[str, ...]) -> list[str]:
     for name in only:
         if name not in ROWS:
             raise UserError(f"--only: row {name!r} is unknown; available: {listing(ROWS)}")
-    return [name for name in ROWS if not only or name in only]
+    names = [name for name in ROWS if not only or name in only]
+    try:
+        importlib.import_module("cyclonedds")
+    except ImportError as error:
+        missing = without_extra(error, "g1", "a row through DDS")
+        names = [name for name in names if name not in WIRE]
+        if not names:
+            raise missing from None
+        print(f"bench: no {listing(WIRE)}: {missing}")
+    return names
 
 
 class Bench:
@@ -142,11 +140,12 @@ class Bench:
         """All rows, in the order of ROWS."""
         jobs = {job for name in self.names for job in ROWS[name][1]}
         begin = time.monotonic()
+        rows: dict[str, Row] = {}
         with players(self.setup, sorted(jobs)) as player:
-            player.play(min(jobs), 0.01)  # answers once everything is built
+            if jobs:
+                player.play(min(jobs), 0.01)  # answers once everything is built
             left = max(0.0, self.seconds - (time.monotonic() - begin))
             share = left / sum(ROWS[name][0] for name in self.names)
-            rows: dict[str, Row] = {}
             for name, measure in (
                 ("timer", self._timer), ("hop", self._hop), ("inference", self._inference)
             ):  # fmt: skip
@@ -158,6 +157,10 @@ class Bench:
                 rows |= self._live(player, seconds, live)
             if "recorder" in self.names:
                 rows["recorder"] = self._recorder(ROWS["recorder"][0] * share)
+        if wire := [name for name in WIRE if name in self.names]:
+            from robot.bench_dds import measure  # it needs an extra
+
+            rows |= measure(self.setup, {name: ROWS[name][0] * share for name in wire})
         return [rows[name] for name in self.names]
 
     def bare_timer(self, player: Player, seconds: float) -> Samples:
@@ -173,7 +176,7 @@ class Bench:
             lambda s: player.play("timer_ours", s),
         )
         note = f"lateness p50 at {CONTROL_HZ} Hz; floor: {self.timer_kind}"
-        return make_row("timer", pairs, note, **_skips(pairs))
+        return make_row("timer", pairs, note, **skips(pairs))
 
     def _hop(self, player: Player, seconds: float) -> Row:
         pairs = take_turns(
@@ -235,7 +238,7 @@ class Bench:
                 f"CPU of a control tick with a recorder, {recorded.modes}; floor: without; the "
                 f"recorder itself takes {load:.1%} of a core; goal {RECORDER_GOAL} x"
             )
-        return make_row("recorder", pairs, note, recorder_share=round(load, 4), **_skips(pairs))
+        return make_row("recorder", pairs, note, recorder_share=round(load, 4), **skips(pairs))
 
     def _path_row(self, rounds: list[tuple[str, Samples, Slot]], nodes: Nodes) -> Row:
         pairs = [(floor, Samples(slot.path_us)) for name, floor, slot in rounds if name == "path"]
@@ -260,7 +263,7 @@ class Bench:
             bare_lateness_us=spread(np.concatenate([floor.us for floor, _ in timers])),
             after_warm_up=nodes.after_warm_up,
             faults=nodes.manager.summary.faults,
-            **_skips(timers),
+            **skips(timers),
         )  # fmt: skip
 
 
@@ -423,83 +426,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-# --- figures ------------------------------------------------------------------------------------
-
-Pair = tuple[Samples, Samples]  # floor, ours
-
-
-def take_turns(
-    seconds: float, floor: Callable[[float], Samples], ours: Callable[[float], Samples]
-) -> list[Pair]:
-    """Both sides in rounds of random order."""
-    rounds = max(1, int(seconds / (2.0 * SLOT_S)))
-    length = max(SHORTEST_SLOT_S, seconds / (2.0 * rounds))
-    pairs: list[Pair] = []
-    for _ in range(rounds):
-        if random.random() < 0.5:
-            first = floor(length)
-            pairs.append((first, ours(length)))
-        else:
-            first = ours(length)
-            pairs.append((floor(length), first))
-    return pairs
-
-
-def make_row(name: str, pairs: list[Pair], note: str, **extra: Any) -> Row:
-    """Median of the rounds' medians on both sides, and how sure their ratio is.
-
-    Raises:
-        UserError: one side measured nothing.
-    """
-    pairs = [(floor, ours) for floor, ours in pairs if len(floor.us) and len(ours.us)]
-    if not pairs:
-        raise UserError(f"bench: {name} measured nothing; give it more --seconds")
-    medians = np.array([[np.median(floor.us), np.median(ours.us)] for floor, ours in pairs])
-    floor, ours = (round(float(p50), 3) for p50 in np.median(medians, axis=0))
-    tails = {
-        "p99": spread(np.concatenate([ours.us for _, ours in pairs]))["p99"],
-        "floor_p99": spread(np.concatenate([floor.us for floor, _ in pairs]))["p99"],
-    }
-    ratio, interval = ours / floor, bootstrap(medians)
-    return Row(name, "us", floor, ours, ratio, note, len(pairs), interval, tails | extra)
-
-
-def bootstrap(medians: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the ratio, drawing whole rounds: what is near in time is alike.
-
-    Args:
-        medians: (rounds, 2) of floor and ours.
-    """
-    rng = np.random.default_rng(0)
-    picked = rng.integers(len(medians), size=(BOOTSTRAPS, len(medians)))
-    middle = np.median(medians[picked], axis=1)  # (BOOTSTRAPS, 2)
-    low, high = np.percentile(middle[:, 1] / middle[:, 0], [2.5, 97.5])
-    return round(float(low), 3), round(float(high), 3)
-
-
-def spread(us: NDArray[np.float64]) -> dict[str, float]:
-    """Percentiles of a series, empty for an empty one."""
-    points = {"p50": 50.0, "p99": 99.0, "max": 100.0}
-    return {k: round(float(np.percentile(us, q)), 1) for k, q in points.items()} if len(us) else {}
-
-
-def _skips(pairs: list[Pair]) -> dict[str, Any]:
-    """Executed ticks and skipped periods of both sides, and how their shares differ (95 %)."""
-    floor, ours = zip(*pairs, strict=True) if pairs else ((), ())
-    counts = {
-        "floor_ticks": sum(len(s.us) for s in floor),
-        "floor_skipped": sum(s.skipped for s in floor),
-        "ours_ticks": sum(len(s.us) for s in ours),
-        "ours_skipped": sum(s.skipped for s in ours),
-    }
-    shares = np.array([[s.skipped / max(1, len(s.us) + s.skipped) for s in p] for p in pairs])
-    if len(shares) < 2:
-        return counts
-    more = shares[:, 1] - shares[:, 0]
-    rng = np.random.default_rng(0)
-    means = more[rng.integers(len(more), size=(BOOTSTRAPS, len(more)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return counts | {"more_skipped_ci": (round(float(low), 4), round(float(high), 4))}
+# --- the machine -------------------------------------------------------------------------------
 
 
 class Machine:
@@ -519,20 +446,6 @@ def _cpu_times() -> list[int]:
     """user, nice, system, idle, iowait, irq, softirq, steal, ... of all cores; [] elsewhere."""
     path = Path("/proc/stat")
     return [int(x) for x in path.read_text().split("\n")[0].split()[1:]] if path.exists() else []
-
-
-def print_rows(rows: list[Row]) -> None:
-    """A table, and a note on each row."""
-    table = Table("row", "floor", "ours", "ratio", "95 %", "ours p99", "rounds")
-    for row in rows:
-        table.add_row(
-            row.name, f"{row.floor:.1f} {row.unit}", f"{row.ours:.1f} {row.unit}",
-            f"{row.ratio:.2f}", f"{row.ci[0]:.2f} to {row.ci[1]:.2f}",
-            f"{row.extra['p99']:.0f} {row.unit}", str(row.rounds),
-        )  # fmt: skip
-    Console().print(table)
-    for row in rows:
-        print(f"{row.name}: {row.note}")
 
 
 def _print_ticks(rows: list[Row], machine: str) -> None:

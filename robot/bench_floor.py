@@ -478,11 +478,20 @@ class Player:
         Raises:
             UserError: the player has ended; its reason is above.
         """
-        assert self._process.stdin and self._process.stdout
+        self.begin(job, seconds)
+        return self.end(job)
+
+    def begin(self, job: str, seconds: float) -> None:
+        """Begin a job; another player may begin its own meanwhile. Raises as `play` does."""
+        assert self._process.stdin
         try:
             print(json.dumps([job, seconds]), file=self._process.stdin, flush=True)
         except BrokenPipeError:
             raise UserError(f"bench: the process that measures {job} has ended") from None
+
+    def end(self, job: str) -> Samples:
+        """What the job that was begun has measured. Raises as `play` does."""
+        assert self._process.stdout
         if not (line := self._process.stdout.readline()):
             raise UserError(f"bench: the process that measures {job} has ended")
         told = json.loads(line)
@@ -490,13 +499,15 @@ class Player:
 
 
 @contextmanager
-def players(setup: Setup, jobs: Iterable[str]) -> Iterator[Player]:
-    """A player that can do `jobs`, with the echoes they need; all are gone afterwards."""
+def players(
+    setup: Setup, jobs: Iterable[str], module: str = "robot.bench_floor"
+) -> Iterator[Player]:
+    """A player that can do `jobs` of a module, with the echoes they need; gone afterwards."""
     jobs = list(jobs)
     started: list[subprocess.Popen[str]] = []
     try:
         for role in ("player", *(job for job in jobs if job in ECHOES)):
-            started.append(_spawn(role, setup, jobs))
+            started.append(_spawn(role, setup, jobs, module))
         yield Player(started[0])
     finally:
         for process in started:
@@ -505,8 +516,8 @@ def players(setup: Setup, jobs: Iterable[str]) -> Iterator[Player]:
             process.communicate()
 
 
-def _spawn(role: str, setup: Setup, jobs: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "robot.bench_floor", role, str(setup.directory)]
+def _spawn(role: str, setup: Setup, jobs: list[str], module: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", module, role, str(setup.directory)]
     command += ["--parent", str(os.getpid()), "--jobs", *jobs]
     command += ["--policy", str(setup.policy)] if setup.policy else []
     pipe = subprocess.PIPE if role == "player" else subprocess.DEVNULL
@@ -514,8 +525,12 @@ def _spawn(role: str, setup: Setup, jobs: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
 
 
-def main() -> int:
-    """Entry of `python -m robot.bench_floor`, called by the bench."""
+def main(jobs: dict[str, Callable[[Setup], Job]]) -> int:
+    """Entry of a module with players, called by the bench.
+
+    Args:
+        jobs: what its player can do.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("role", help="player, or a row of ECHOES")
     parser.add_argument("directory", type=Path)
@@ -527,7 +542,7 @@ def main() -> int:
     setup = Setup(options.directory, options.policy)
     try:
         if options.role == "player":
-            play({name: JOBS[name](setup) for name in options.jobs})
+            play({name: jobs[name](setup) for name in options.jobs})
         else:
             ECHOES[options.role](setup)
     except UserError as error:
@@ -546,4 +561,4 @@ def play(jobs: dict[str, Job]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(JOBS))

@@ -57,6 +57,7 @@ STAND_REACHED = 0.25  # rad, soft joints sag under load
 QUIET_SPEED = 1.0  # rad/s
 ARM_SPEED = 1.0  # rad/s, commanded arms follow the operator no faster
 READ_FAULT, WRITE_FAULT = 1, 2  # Consumed.driver_fault
+HOT = BIT["motor_hot"] | BIT["motor_overheated"]
 
 # Which source feeds the motors in which mode. A change of source goes through the ramp.
 SOURCE = {
@@ -155,6 +156,7 @@ class Control:
         self._late_row, self._late_share = 0, 0.0
         self._source = "off"
         self._clip: safety.Clip | None = None
+        self._spared = False  # the filter takes torque back, as the last tick's faults asked
         self._clipped_share = self._clipped_half = 0.0
         self._has_state = False
         self._state_ns = self._last_ns = self._heartbeat_ns = self._info_ns = None
@@ -540,6 +542,7 @@ class Control:
         else:
             self._fill(cmd, source)
         self.ramp.apply(cmd)
+        self._spare_hot_motors()
         self._clip = self.filter.apply(cmd, self.state) if self._has_state else None
         clipped = self._clip is not None
         self._clipped_share = self._clip_second.count(clipped)
@@ -551,6 +554,14 @@ class Control:
             command.instance, command.seq, self._heartbeat_seq,
             self._clip.limiters if self._clip else 0, mode,
         )  # fmt: skip
+
+    def _spare_hot_motors(self) -> None:
+        """Hot motors get less torque (S14), for as long as they are."""
+        if hot := bool(self._faults & HOT):
+            self.filter.derate(self.health.heat_margin)
+        elif self._spared:
+            self.filter.derate(None)
+        self._spared = hot
 
     def _change_source(self, source: str) -> None:
         """Begin the ramp away from what was sent last; damping and off begin at once."""

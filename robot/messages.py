@@ -579,6 +579,7 @@ class Health(Message):
     axes = Array("float32", 4, "sticks of the wireless remote: lx, ly, rx, ry, -1 to 1", "1")
     casing = Array("float32", "joints", "temperature of the motors' casings", "degree Celsius")
     winding = Array("float32", "joints", "temperature of the motors' windings", "degree Celsius")
+    heat_margin = Array("float32", "joints", "from a motor's temperature to its limit", "K")
     motor_errors = Array("uint32", "joints", "error bits of the motors")
     torso_quat_wxyz = Array("float64", 4, "orientation of the second IMU", "1", "world")
     torso_gyro = Array("float64", 3, "angular velocity at the second IMU", "rad/s", "torso imu")

@@ -89,12 +89,22 @@ FAULTS: tuple[Fault, ...] = (
     Fault("state_late", Action.WARN, Clear.AUTO, ARMED, False,
           "three periods without news from the robot"),
     Fault("motor_hot", Action.WARN, Clear.AUTO, ARMED, True,
-          "a motor is within 10 degrees of its limit"),
+          "a motor is within 10 degrees of its limit: its torque is taken back"),
     Fault("temperature_unknown", Action.WARN, Clear.AUTO, ARMED, True,
           "a motor's temperature is no temperature"),
     Fault("battery_entry", Action.WARN, Clear.AUTO, ARMED, True, "15 % of charge or less"),
     Fault("battery_low", Action.WARN, Clear.AUTO, ARMED, False, "25 % of charge or less"),
     Fault("battery_unknown", Action.WARN, Clear.AUTO, ARMED, False, "the battery does not report"),
+    Fault("motor_late", Action.WARN, Clear.AUTO, ARMED, False,
+          "a motor has said nothing new for three periods"),
+    Fault("timeout_unknown", Action.WARN, Clear.AUTO, ARMED, True,
+          "the motors were not seen to notice that commands stop"),
+    Fault("imu_doubtful", Action.WARN, Clear.AUTO, ARMED, True,
+          "the IMU feels gravity elsewhere than its orientation says"),
+    Fault("imu_wrong", Action.HOLD, Clear.AUTO, DRIVEN - {Mode.SOFT_STOP}, True,
+          "the IMU feels gravity elsewhere for 0.3 s", escalate_s=0.5),
+    Fault("gyro_doubtful", Action.WARN, Clear.AUTO, ARMED, False,
+          "the gyro says another turning than the orientation"),
 )  # fmt: skip
 # Rows that act on the mode; a WARN is only told.
 ACTING = sum(1 << i for i, fault in enumerate(FAULTS) if fault.action > Action.WARN)

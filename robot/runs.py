@@ -70,6 +70,8 @@ class UnitreeConfig(Strict):
     """the robot hangs on a gantry: it may be taken over from its motion service"""
     stand_share: float = Field(default=1.0, gt=0.0, le=1.0)
     """of the stand pose's stiffness: little for a first time on a gantry, 1 to stand on a floor"""
+    trust_timeout: bool = False
+    """do not try whether the motors notice that commands stop; arm without knowing"""
     repeats: int = Field(default=10, ge=3)
     """identical samples after which a sensor counts as frozen"""
     casing_limit: float = 85.0

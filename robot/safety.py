@@ -26,6 +26,8 @@ QUAT_TOLERANCE = 0.02  # length of a measured quaternion against 1 (S3)
 SOFTEST = 1.0  # N m/rad; below it a torque bound moves feed-forward instead of the target
 MOST_EFFORT, MOST_SPEED = 1e4, 1e3  # N m, rad/s; far beyond any motor
 POLYGON = (0.0, 0.5, 0.8, 0.95, 1.0)  # corners, as shares of the way from middle to standstill
+DERATE_BAND = 10.0  # K below a motor's limit, in which its torque is taken back (S14)
+DERATE_LEAST = 0.5  # share of torque that is left at the limit: a crouch must be held
 BUCKET_STATE = 5  # bad states in the leaky bucket until DAMP (S1, opendbc)
 BUCKET_TARGET = 3  # bad targets until DAMP (P1)
 
@@ -154,8 +156,7 @@ class QuickTest:
         self._within = 0.5 / float(edges.max())
         self._edges = edges * self._within  # (K, 2N + 1)
         self._middle = np.concatenate([(high + low) / 2, np.zeros(n + 1)])  # (2N + 1,)
-        self._inverse_effort = 1.0 / robot.effort_limit
-        self._inverse_twice = np.concatenate([self._inverse_effort, [0.0], self._inverse_effort])
+        self.limit_effort(robot.effort_limit)
         self._weights, self._motion = np.zeros((2, 2 * n + 1))
         self._rest = np.zeros(n)  # (N,) shares of torque that do not depend on the state
         product, used = np.empty((len(most), 2 * n + 1)), np.empty((len(most), n))
@@ -163,6 +164,11 @@ class QuickTest:
         self._product_pos, self._product_vel = product[:, :n], product[:, n + 1 :]
         self._motion_pos, self._motion_vel = self._motion[:n], self._motion[n + 1 :]
         self._share = np.empty(n)
+
+    def limit_effort(self, effort: NDArray[np.float64]) -> None:
+        """Judge by motors that give (N,) N m at most, from the next command on."""
+        self._inverse_effort = 1.0 / effort
+        self._inverse_twice = np.concatenate([self._inverse_effort, [0.0], self._inverse_effort])
 
     def prepare(self, cmd: LowCmd, views: _Views) -> None:
         """Take in a command that is within all bounds that need no state."""
@@ -198,7 +204,7 @@ class SafetyFilter:
     def __init__(self, robot: Robot, enabled: bool = True) -> None:
         n = robot.num_joints
         self.enabled = enabled
-        self.effort_limit = robot.effort_limit
+        self.effort_limit = self._cold_effort = robot.effort_limit
         self.step_limit = robot.safety.target_step_limit
         # The first half looks towards the upper limits, the second towards the lower, as positive.
         low, high = robot.position_limit[:, 0], robot.position_limit[:, 1]
@@ -212,6 +218,20 @@ class SafetyFilter:
         self.previous = np.full(n, np.nan)  # (N,) rad, position target sent last
         self.room, self.bound = np.empty((2, 2 * n))  # (2N,) scratch each
         self.tau, self.rest, self.error, self.braked = np.empty((4, n))  # (N,) scratch each
+
+    def derate(self, margin: NDArray[Any] | None) -> None:
+        """Take torque back from hot motors, linearly; None: all are cool.
+
+        Args:
+            margin: (N,) K from each motor's temperature to its limit; what is no number is hot.
+        """
+        if margin is None:
+            self.effort_limit = self._cold_effort
+        else:
+            share = np.minimum(np.fmax(margin / DERATE_BAND, 0.0), 1.0)
+            self.effort_limit = self._cold_effort * (DERATE_LEAST + (1.0 - DERATE_LEAST) * share)
+        self._quick.limit_effort(self.effort_limit)
+        self._passed = b""  # what passed with more torque must be judged again
 
     def apply(self, cmd: LowCmd, state: LowState) -> Clip | None:
         """Bound `cmd` against `state`, in place; returns what was changed, if anything was."""

@@ -40,6 +40,7 @@ LOST_COMPUTER = 0x40000000
 TORSO_MS = 10  # second IMU
 BMS_MS = 200
 NOISE = {"q": 2e-4, "dq": 0.02, "tau": 0.01, "quat": 5e-4, "gyro": 0.01, "accel": 0.05}
+GRAVITY_W = np.array((0.0, 0.0, 9.81))  # m/s^2, what somebody at rest feels
 ANY = 0x7F
 REQUEST, RESPONSE = wire.TYPES["Request_"], wire.TYPES["Response_"]
 HEADER, STATUS = wire.TYPES["ResponseHeader_"], wire.TYPES["ResponseStatus_"]
@@ -188,7 +189,8 @@ class Emulator:
     def step(self) -> None:
         """One millisecond."""
         self.hear()
-        self.motors.pass_time(self.faults.get("motor_off", "joint"))
+        watchful = "no_timeout" not in self.faults.active
+        self.motors.pass_time(self.faults.get("motor_off", "joint"), watchful)
         self.ms += TICK_MS
         if not self.propped:
             mujoco.mj_step(self.model, self.data)
@@ -294,10 +296,16 @@ class Emulator:
             modes=self.motors.command[:, 0].astype(np.uint8),
             quat=quat / np.linalg.norm(quat),
             gyro=self._noisy("gyro", data.qvel[3:6]),
-            accel=self._noisy("accel", data.sensor("pelvis_accel").data),
+            accel=self._noisy("accel", self._felt()),
             soc=87.0,
             mode_machine=self.options.mode_machine,
         )
+
+    def _felt(self) -> np.ndarray:
+        """(3,) m/s^2, pelvis frame; who is held still feels its weight, unlike who falls."""
+        if self.propped:
+            return self.data.body("pelvis").xmat.reshape(3, 3).T @ GRAVITY_W
+        return self.data.sensor("pelvis_accel").data
 
     def _numbers(self, seen: Measurements) -> list[Any]:
         """All numbers of a LowState in order."""
@@ -319,7 +327,7 @@ class Emulator:
         data = self.data
         body = data.body("torso_link")
         gyro = data.xmat[body.id].reshape(3, 3).T @ data.cvel[body.id, :3]
-        gravity = data.xmat[body.id].reshape(3, 3).T @ np.array([0.0, 0.0, 9.81])
+        gravity = data.xmat[body.id].reshape(3, 3).T @ GRAVITY_W
         return [*data.xquat[body.id], *gyro, *gravity, 0.0, 0.0, 0.0, 40]
 
     def _battery(self, soc: float) -> bytes:

@@ -60,12 +60,12 @@ class Motors:
         self.ever = False
         self._engage()
 
-    def pass_time(self, off: int | None) -> None:
-        """One millisecond: has somebody spoken lately?"""
+    def pass_time(self, off: int | None, watchful: bool) -> None:
+        """One millisecond: has somebody spoken lately? A motor that is not watchful never asks."""
         if off != self.off:
             self.off = off
             self._engage()
-        if not self.ever:
+        if not (self.ever and watchful):
             return
         self.silent_ms += TICK_MS
         if self.silent_ms > self.timeout_ms and not self.timed_out:

@@ -45,6 +45,7 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "garbage": ("one bit of every state is flipped", {}),
     # commands coming in
     "deaf": ("commands are not taken", {}),
+    "no_timeout": ("motors never notice that commands stopped", {}),
     "second_writer": ("somebody else commands the robot, too", {}),
 }  # fmt: skip
 MEASURED = ("q", "dq", "tau")

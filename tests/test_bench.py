@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robot import bench, bench_floor
+from robot import bench, bench_figures, bench_floor
 from robot.bench_floor import Samples
 from robot.config import UserError
 
@@ -40,13 +41,14 @@ def test_a_short_bench_measures_every_row_and_leaves_nothing(
     assert bench.main(path, None, 0.1, ()) == 0
     rows = json.loads(path.read_text())
     names = [row["name"] for row in rows]
-    assert names == ["timer", "hop", "path", "tick", "inference", "recorder"]
+    runtime = ["timer", "hop", "path", "tick", "inference", "recorder"]
+    assert names == runtime + ([*bench.WIRE] if importlib.util.find_spec("cyclonedds") else [])
     for row in rows:
         assert row.keys() >= KEYS and row["unit"] == "us" and row["rounds"] >= 1
         assert row["floor"] > 0.0 and row["ours"] > 0.0
         assert row["ratio"] == row["ours"] / row["floor"]
         assert len(row["ci"]) == 2 and row["ci"][0] <= row["ci"][1]
-    timer, _, _, tick, inference, recorder = rows
+    timer, _, _, tick, inference, recorder = rows[:6]
     assert "C loop" in timer["note"] or "ctypes loop" in timer["note"]
     assert timer["ours_ticks"] >= 150 and timer["floor_ticks"] > 0
     assert tick["ours_ticks"] > 0 and tick["ours_skipped"] >= 0 and tick["floor_skipped"] >= 0
@@ -68,8 +70,37 @@ def test_rows_can_be_picked_and_an_unknown_one_is_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError) as caught:
         bench.main(None, None, 1.0, ("timer", "bus"))
     assert str(caught.value) == (
-        "--only: row 'bus' is unknown; available: timer, hop, path, tick, inference, recorder"
+        "--only: row 'bus' is unknown; available: timer, hop, path, tick, inference, recorder, "
+        "dds, dds_period, dds_cpu"
     )
+
+
+def test_the_rows_through_dds_are_of_both_sides_and_their_processes_end(tmp_path: Path) -> None:
+    pytest.importorskip("cyclonedds")
+    others, path = set(processes()), tmp_path / "bench.json"
+    assert bench.main(path, None, 0.1, bench.WIRE) == 0
+    wire, period, cpu = json.loads(path.read_text())
+    for row in (wire, period, cpu):
+        assert row.keys() >= KEYS and row["unit"] == "us" and row["ours"] > 0.0 < row["floor"]
+    assert period["ours_ticks"] > 0 and period["floor_ticks"] > 0
+    assert period["ours_skipped"] >= 0 and period["floor_skipped"] >= 0
+    for spread in (period["period_us"], period["floor_period_us"]):
+        assert 0.0 <= spread["p50"] <= spread["p99"] <= spread["max"]
+    assert cpu["ours"] > cpu["floor"], "the driver checks what it takes, a bare loop nothing"
+    assert set(processes()) <= others
+
+
+def test_without_the_extra_one_line_says_so_and_the_other_rows_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "cyclonedds", None)
+    path = tmp_path / "bench.json"
+    assert bench.main(path, None, 0.1, ("timer", "dds")) == 0
+    assert [row["name"] for row in json.loads(path.read_text())] == ["timer"]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "plexus[g1]" in line]
+    assert line.startswith("bench: no dds, dds_period, dds_cpu: ")
+    with pytest.raises(UserError, match=r"`pip install 'plexus\[g1\]'` brings what a row through"):
+        bench.main(path, None, 0.1, ("dds",))
 
 
 def test_what_cannot_be_measured_is_refused_at_once(tmp_path: Path) -> None:
@@ -112,8 +143,8 @@ def test_the_ratio_is_of_the_rounds_medians() -> None:
         (Samples(np.array([3.0])), Samples(np.array([6.0]))),
         (Samples(np.empty(0)), Samples(np.array([1e6]))),  # a round in which one side said nothing
     ]
-    row = bench.make_row("timer", pairs, "by hand")
+    row = bench_figures.make_row("timer", pairs, "by hand")
     assert (row.floor, row.ours, row.ratio, row.rounds) == (3.0, 6.0, 2.0, 3)
     assert row.ci == (2.0, 2.0)
     with pytest.raises(UserError, match="timer measured nothing"):
-        bench.make_row("timer", pairs[3:], "by hand")
+        bench_figures.make_row("timer", pairs[3:], "by hand")

@@ -101,11 +101,19 @@ REACTIONS: dict[str, dict[Mode, Mode]] = {
     "battery_entry": {},
     "battery_low": {},
     "battery_unknown": {},
+    "motor_late": {},
+    "timeout_unknown": {},
+    "imu_doubtful": {},
+    "imu_wrong": {
+        Mode.POLICY: Mode.HOLD, Mode.HOLD: Mode.HOLD, Mode.STAND: Mode.SOFT_STOP,
+        Mode.STANDUP: Mode.SOFT_STOP,
+    },
+    "gyro_doubtful": {},
 }  # fmt: skip
 NO_ENTRY = {
     "internal_error", "driver_fault", "state_invalid", "state_stale", "manager_lost", "fallen",
     "tilt", "remote_stop", "motor_overheated", "battery_empty", "motor_hot", "temperature_unknown",
-    "battery_entry",
+    "battery_entry", "timeout_unknown", "imu_doubtful", "imu_wrong",
 }  # fmt: skip
 
 
@@ -335,12 +343,13 @@ def test_hold_by_tilt_goes_back_by_itself_only_with_a_fresh_command():
     assert run(stale, conditions(), 16 * MS, Ask.ENGAGE) == ModeState(Mode.POLICY, 16 * MS)
 
 
-def test_hold_by_tilt_becomes_a_soft_stop_after_half_a_second():
-    hold = run(begin(Mode.POLICY), conditions("tilt"), 1 * S)
-    assert run(hold, conditions("tilt"), 1_499_999_999) == hold
+@pytest.mark.parametrize("fault", ["tilt", "imu_wrong"])
+def test_hold_by_tilt_or_imu_becomes_a_soft_stop_after_half_a_second(fault):
+    hold = run(begin(Mode.POLICY), conditions(fault), 1 * S)
+    assert run(hold, conditions(fault), 1_499_999_999) == hold
     for now_ns in (1_500_000_000, 1_500_000_001):
-        after = run(hold, conditions("tilt"), now_ns)
-        assert after == ModeState(Mode.SOFT_STOP, now_ns, FAULT["tilt"])
+        after = run(hold, conditions(fault), now_ns)
+        assert after == ModeState(Mode.SOFT_STOP, now_ns, FAULT[fault])
     assert run(hold, conditions(), 3 * S).mode == Mode.POLICY, "it cleared in time"
 
 
@@ -386,9 +395,13 @@ def test_hold_asked_for_during_a_tilt_outlasts_it():
 def test_every_clear_condition_of_a_hold_is_one_that_the_machine_knows():
     assert {f.name: f.clear for f in FAULTS if f.action == Action.HOLD} == {
         "tilt": Clear.AUTO,
+        "imu_wrong": Clear.AUTO,
         "command_stale": Clear.ENGAGE,
     }
-    assert {f.name: f.escalate_s for f in FAULTS if f.escalate_s} == {"tilt": 0.5}
+    assert {f.name: f.escalate_s for f in FAULTS if f.escalate_s} == {
+        "tilt": 0.5,
+        "imu_wrong": 0.5,
+    }
     latches = {f.clear for f in FAULTS if f.action > Action.HOLD}
     assert latches == {Clear.RESET}
 

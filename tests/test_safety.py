@@ -510,6 +510,56 @@ def test_two_commands_of_one_filter_are_each_judged_by_their_own_bytes(bench):
     assert clip is not None and clip.limiters == TORQUE and bench.cmd.effort_ff[0] == 88.0
 
 
+# K to the limit, and the share of torque that is left.
+DERATED = [(10.0, 1.0), (11.0, 1.0), (1e9, 1.0), (5.0, 0.75), (2.0, 0.6), (0.0, 0.5), (-30.0, 0.5),
+           (np.nan, 0.5), (-INF, 0.5)]  # fmt: skip
+
+
+@pytest.mark.parametrize("joint", JOINTS)
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("margin", "left"), DERATED)
+def test_s14_a_hot_motor_gets_less_torque_and_the_others_all_of_it(
+    bench, joint, side, margin, left
+):
+    margins = np.full(N, 50.0)
+    margins[joint] = margin
+    bench.filter.derate(margins)
+    for at in JOINTS:
+        limit = side * float(ROBOT.effort_limit[at]) * (left if at == joint else 1.0)
+        bench.cmd.effort_ff[:] = 0.0
+        bench.cmd.effort_ff[at] = limit
+        assert bench.apply() is None
+        bench.cmd.effort_ff[at] = upwards(limit * (1 + 1e-12))
+        clip = bench.apply()
+        assert clip is not None and clip.limiters == TORQUE and clip.joint == at
+        assert bench.cmd.effort_ff[at] == pytest.approx(limit)
+
+
+def test_s14_what_passed_cold_is_judged_again_when_hot_and_once_more_when_cool(bench):
+    bench.cmd.effort_ff[4] = 0.9 * ROBOT.effort_limit[4]
+    asked = bench.cmd.effort_ff.copy()
+    assert bench.apply() is None
+    bench.filter.derate(np.zeros(N))
+    assert bench.apply() is not None
+    assert bench.cmd.effort_ff[4] == pytest.approx(0.5 * ROBOT.effort_limit[4])
+    bench.filter.derate(None)
+    bench.cmd.effort_ff[:] = asked
+    assert bench.apply() is None and np.array_equal(bench.cmd.effort_ff, asked)
+
+
+def test_s14_the_quick_test_is_not_sure_of_what_is_too_much_for_a_hot_motor(bench):
+    """Alone, 0.9 of a cold motor's torque is surely within; of a hot one's it is not."""
+    bench.cmd.effort_ff[4] = 0.9 * ROBOT.effort_limit[4]
+    bench.apply()
+    assert quick(bench)
+    bench.filter.derate(np.zeros(N))
+    bench.filter._quick.prepare(bench.cmd, bench.filter._view(bench.cmd))
+    assert not quick(bench)
+    bench.filter.derate(None)
+    bench.filter._quick.prepare(bench.cmd, bench.filter._view(bench.cmd))
+    assert quick(bench)
+
+
 def test_switched_off_it_lets_everything_pass():
     bench = Bench(enabled=False)
     bench.cmd.stiffness[:], bench.cmd.effort_ff[:] = 1e6, 1e6

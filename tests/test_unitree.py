@@ -16,8 +16,11 @@ from drivers import unitree_wire as wire
 from drivers.dds import Participant, check_interface
 from drivers.driver import Driver, DriverFault
 from drivers.unitree import UnitreeDriver
+from drivers.unitree_state import StateWatch
 from robot.config import UserError
 from robot.messages import Mode
+from robot.modes import BIT
+from robot.runs import UnitreeConfig
 from sim2real import emulator_wire
 from tests.test_contract import CODECS, ROBOT, DriverContract, command
 from tests.unitree_rig import SteppedDriver, SteppedEmulator
@@ -182,6 +185,23 @@ def test_every_error_bit_has_a_name():
     assert len(wire.MOTOR_FAULTS) == 22
 
 
+def test_s14_s15_one_dead_sensor_does_not_hide_a_hot_motor():
+    watch, frame = StateWatch(ROBOT, UnitreeConfig()), wire.Frame(wire.STATE_LAYOUT)
+    heat = frame.view("motor_state.temperature", 2)  # casing, winding; limits 85 and 120
+    heat[:] = 40
+    heat[3], heat[4], heat[5], heat[6] = 0, (85, 40), (40, 111), (40, 255)
+    frame.sign()
+    watch.hear([bytes(frame.payload)], 0, energised=False)
+    assert watch.heat_margin()[:7].tolist() == [45, 45, 45, 85, 0, 9, 45]
+    told = BIT["temperature_unknown"] | BIT["motor_overheated"]
+    assert watch.alerts(0) == told
+    heat[4] = 40
+    frame.view("tick")[0] = 2
+    frame.sign()
+    watch.hear([bytes(frame.payload)], 0, energised=False)
+    assert watch.alerts(0) == BIT["temperature_unknown"] | BIT["motor_hot"]
+
+
 # --- the contract -------------------------------------------------------------------------------
 
 
@@ -261,6 +281,22 @@ def test_f5_a_robot_of_another_kind_is_refused(emulator: SteppedEmulator, kind: 
     assert said.startswith(f"the robot says {words}"), said
 
 
+def test_s12_joints_in_another_order_than_the_motors_are_refused(emulator: SteppedEmulator):
+    """Two rows of the map swapped; and whoever has the right map is not understood any more."""
+    names = list(ROBOT.joint_names)
+    names[3], names[9] = names[9], names[3]
+    robot = dataclasses.replace(ROBOT, joint_names=tuple(names))
+    driver, before = SteppedDriver(emulator, robot), emulator.order()["received"]
+    with pytest.raises(UserError) as error:
+        driver.open()
+    assert str(error.value).endswith(
+        "row 3 is right_knee_joint; expected left_knee_joint, which is motor 3 of a G1: commands "
+        "would go to the wrong joints"
+    )
+    assert emulator.order(step=2)["received"] == before
+    assert ROBOT.joint_names == wire.JOINTS
+
+
 def test_a18_a_second_writer_is_refused_at_the_start(emulator: SteppedEmulator):
     said = refused(emulator, {"fault": {"second_writer": {}}})
     assert said.startswith("somebody else commands this robot (rt/lowcmd); stop that program first")
@@ -283,6 +319,18 @@ def test_an_owned_robot_is_taken_over_only_if_it_hangs(emulator: SteppedEmulator
     driver = SteppedDriver(emulator, start={"service": "ai"})
     driver.open()
     assert emulator.order()["service"] == "" and emulator.last["refused"].get("service", 0) == 0
+    driver.close()
+
+
+@pytest.mark.parametrize("options", [{"trust_timeout": True}, {"readonly": True}])
+def test_a13_where_the_motors_time_out_is_trusted_or_nothing_is_written_it_is_not_tried(
+    emulator: SteppedEmulator, options: dict[str, Any]
+):
+    driver = SteppedDriver(emulator, start={"fault": {"no_timeout": {}}}, **options)
+    before, health = emulator.order()["received"], CODECS["health"].new()
+    driver.open()
+    assert emulator.order()["received"] == before
+    assert driver.health(health) and not health.alerts & BIT["timeout_unknown"]
     driver.close()
 
 

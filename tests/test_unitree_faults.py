@@ -21,13 +21,16 @@ from robot.log_writer import open_log
 from robot.messages import Mode, Truth
 from robot.modes import BIT
 from robot.runs import load_run
+from robot.safety import LIMITERS
 from sim2real.lockstep import START_NS, Lockstep, LockstepOptions
 from sim2real.replay import ControlReplay
 from tests.test_faults import SHORT, StandingPilot
 from tests.unitree_rig import CODECS, MS, ROBOT, SteppedDriver, SteppedEmulator
 
 KNEE = ROBOT.joint_names.index("left_knee_joint")
-PEAK_TORQUE, PEAK_SPEED = 1.0, 1.0  # shares of the motors' limits, after the fault
+# Shares of the motors' limits that stay out of reach after a fault. Motors give no more than they
+# have, so one that was told to shows as exactly 1.
+PEAK_TORQUE, PEAK_SPEED = 1.0, 1.0
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +50,15 @@ class HangingDriver(SteppedDriver):
 
 
 class Case:
-    """A run in lockstep through DDS, in POLICY, with a log."""
+    """A run in lockstep through DDS, in POLICY unless another mode is to be reached, with a log."""
 
-    def __init__(self, emulator: SteppedEmulator, folder: Path, **options: Any) -> None:
+    def __init__(
+        self,
+        emulator: SteppedEmulator,
+        folder: Path,
+        reach: Mode | None = Mode.POLICY,
+        **options: Any,
+    ) -> None:
         self.emulator = emulator
         run = load_run("g1-emulator", {"timing_factor": 1.0, "unitree.domain": emulator.domain})
         self.run, self.driver = run, HangingDriver(emulator, **options)
@@ -63,9 +72,11 @@ class Case:
             driver=self.driver, robot=ROBOT,
         )  # fmt: skip
         self.control = self.lockstep.control
-        assert self.lockstep.run_until(Mode.POLICY, 3.0), self.reason
+        if reach is None:
+            return
+        assert self.lockstep.run_until(reach, 3.0), self.reason
         self.lockstep.run_for(0.2)
-        assert self.mode == Mode.POLICY and not self.lockstep.summary.faults, self.reason
+        assert self.mode == reach and not self.lockstep.summary.faults, self.reason
 
     def throw(self, name: str, **values: Any) -> None:
         self.emulator.order(fault={name: values}, reset=True)
@@ -105,7 +116,7 @@ class Case:
 
     def assert_peaks(self) -> None:
         peaks = self.emulator.order()
-        assert peaks["peak_torque"] <= PEAK_TORQUE and peaks["peak_speed"] <= PEAK_SPEED
+        assert peaks["peak_torque"] < PEAK_TORQUE and peaks["peak_speed"] < PEAK_SPEED
 
     def assert_logged(self, words: str) -> None:
         """The log names the fault, and what ran runs again on it to the byte."""
@@ -218,6 +229,36 @@ def test_the_robot_stops_softly_within_a_second(case: Any, row: str):
     got.assert_logged(fault)
 
 
+def test_s14_a_hot_motor_gives_less_torque_and_is_then_stopped_softly(case: Any):
+    """5 K from the casing's limit: three quarters of the torque; at the limit the crouch."""
+    got = case()
+    got.throw("temperature", joint=KNEE, degrees=80)
+    while not got.faults & BIT["motor_hot"]:
+        got.lockstep.step()
+        assert got.lockstep.now_ns - got.begin_ns < 100 * MS
+    got.lockstep.pilot.target.joint_pos_target[KNEE] += 0.6  # asks for 180 of 139 N m
+    most = 0.75 * ROBOT.effort_limit[KNEE]
+    asked, begin_ns = 0.0, got.lockstep.now_ns
+    while got.lockstep.now_ns - begin_ns < 60 * MS:
+        got.lockstep.step()
+        cmd, state = got.control.cmd, got.control.state
+        active = cmd.stiffness[KNEE] * (cmd.joint_pos_target[KNEE] - state.joint_pos[KNEE])
+        braked = cmd.damping[KNEE] * state.joint_vel[KNEE]
+        assert active - braked <= most * (1 + 1e-5)  # sent in single precision
+        asked = max(asked, float(active - braked))
+    assert asked == pytest.approx(most, rel=1e-4), "it was bounded, and by the heat"
+    assert got.control.health.heat_margin[KNEE] == 5.0
+    assert got.mode == Mode.POLICY
+    got.emulator.order(fault={"temperature": {"joint": KNEE, "degrees": 90}})
+    assert got.ms_until(Mode.SOFT_STOP, Mode.FAULT, most_ms=1100) <= 1000
+    assert got.mode == Mode.SOFT_STOP
+    got.assert_peaks()
+    got.assert_logged("motor_overheated")
+    log = Log(got.log.folder)
+    limited = log["intervention"][log["intervention"]["joint"] == KNEE]
+    assert LIMITERS[limited["limiter"][0]] == "torque"
+
+
 WARNED: dict[str, tuple[str, dict[str, Any], str]] = {
     "S14 a motor is nearly too hot": ("temperature", {"degrees": 80}, "motor_hot"),
     "S15 a temperature of 0": ("temperature", {"degrees": 0}, "temperature_unknown"),
@@ -239,6 +280,110 @@ def test_the_robot_walks_on_warned_and_is_not_armed_anew(case: Any, row: str):
     got.assert_peaks()
 
 
+def test_a1_a_silent_motor_is_warned_of_after_three_periods_and_damps_after_ten(case: Any):
+    got = case()
+    got.throw("motor_silent", joint=KNEE)
+    warned = None
+    while got.mode != Mode.FAULT:
+        got.lockstep.step()
+        passed = (got.lockstep.now_ns - got.begin_ns) // MS - 4
+        if got.faults & BIT["motor_late"] and warned is None:
+            warned = passed
+        assert passed <= 20
+    # The first silent word is one like any other; the third that repeats it is warned of.
+    assert warned is not None and 4 <= warned <= 6
+    got.assert_damped("left_knee_joint repeats itself for 10 samples")
+    assert BIT["motor_late"] & np.bitwise_or.reduce(Log(got.log.folder)["status"]["faults"])
+
+
+def test_s6_an_imu_that_contradicts_itself_is_warned_of_then_held_then_stopped(case: Any):
+    got = case()
+    got.throw("imu_turned")
+    while not got.faults & BIT["imu_doubtful"]:
+        got.lockstep.step()
+        assert got.lockstep.now_ns - got.begin_ns < 150 * MS
+    assert got.mode == Mode.POLICY, "warned first"
+    assert 300 <= got.ms_until(Mode.HOLD, most_ms=600) <= 500
+    assert got.ms_until(Mode.SOFT_STOP, most_ms=1200) <= 1000
+    got.lockstep.run_for(0.1)
+    got.assert_peaks()
+    got.assert_logged("imu_wrong")
+
+
+def test_s7_a_biased_gyro_is_survived_and_reported(case: Any):
+    got = case()
+    got.throw("gyro_bias", bias=0.3)
+    while not got.faults & BIT["gyro_doubtful"]:
+        got.lockstep.step()
+        assert got.lockstep.now_ns - got.begin_ns < 500 * MS
+    got.lockstep.run_for(0.2)
+    assert got.mode == Mode.POLICY
+    got.assert_peaks()
+    got.log.close("done")
+    assert BIT["gyro_doubtful"] & np.bitwise_or.reduce(Log(got.log.folder)["status"]["faults"])
+
+
+# What is thrown before anybody arms: the row that then refuses it.
+REFUSED: dict[str, tuple[str, str]] = {
+    "S6 the IMU's axes are turned": ("imu_turned", "imu_doubtful, imu_wrong"),
+    "A13 motors that never time out": ("no_timeout", "timeout_unknown"),
+    "A13 motors that do not hear": ("deaf", "timeout_unknown"),
+}
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_it_is_not_armed_and_the_reason_is_told(
+    emulator: SteppedEmulator, tmp_path: Path, row: str
+):
+    fault, words = REFUSED[row]
+    got = Case(emulator, tmp_path, reach=None, start={"fault": {fault: {}}})
+    try:
+        assert not got.lockstep.run_until(Mode.DAMP, 0.5)
+        assert got.mode == Mode.PASSIVE
+        assert got.reason == f"ARM is refused: a fault forbids it: {words}"
+        assert not got.control.cmd.damping.any()
+        got.assert_peaks()
+        got.assert_logged(words)
+    finally:
+        got.driver.close()
+        got.log.close("done")
+
+
+def test_c3_without_its_manager_it_damps_and_goes_on_damping(case: Any):
+    got = case()
+    begin_ns = got.control._heartbeat_ns
+    got.lockstep.heartbeats = False
+    got.emulator.order(reset=True)
+    got.begin_ns = got.lockstep.now_ns
+    got.ms_until(Mode.FAULT, most_ms=120)
+    assert got.lockstep.now_ns - 2 * MS - begin_ns == 100 * MS
+    got.lockstep.run_for(0.2)
+    assert not got.emulator.last["timed_out"], "the motors are still spoken to"
+    got.assert_damped("manager_lost")
+
+
+@pytest.mark.parametrize(("gap_ms", "times", "fault"), [(8, 3, "overrun"), (12, 1, "tick_gap")])
+def test_c4_a_starved_control_tells_what_it_missed_and_damps_after_10_ms(
+    case: Any, gap_ms: int, times: int, fault: str
+):
+    """Late three times in a row is warned of; a gap of more than 10 ms damps in its first tick."""
+    got, missed = case(), (gap_ms - 2) // 2
+    got.emulator.order(reset=True)
+    for _ in range(times):
+        got.driver.step(2 * missed)  # nobody ticked meanwhile
+        got.lockstep.now_ns += 2 * missed * MS
+        got.control.note_late(missed)
+        got.lockstep.step()
+    assert got.faults == BIT[fault]
+    if fault == "tick_gap":
+        got.assert_damped(fault)
+    assert got.mode == (Mode.FAULT if fault == "tick_gap" else Mode.POLICY)
+    got.assert_peaks()
+    got.log.close("done")
+    told = Log(got.log.folder)["consumed"]["skipped"]
+    assert told[told > 0].tolist() == [missed] * times
+
+
 def test_the_remote_stops_the_robot_in_one_tick_and_it_stays_so(case: Any):
     got = case()
     got.throw("remote", keys=0x0220)
@@ -255,7 +400,7 @@ def test_c1_c2_without_control_the_motors_damp_by_themselves(case: Any):
     assert got.emulator.order(step=4)["timed_out"] is True
     got.driver._baseline = None  # nobody listened meanwhile
     end = got.emulator.order(step=500)
-    assert end["peak_torque"] <= PEAK_TORQUE and end["peak_speed"] <= PEAK_SPEED
+    assert end["peak_torque"] < PEAK_TORQUE and end["peak_speed"] < PEAK_SPEED
 
 
 def test_a_log_of_a_fault_replays_to_the_byte(case: Any):
