@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from robot.bus import Publisher, Subscriber
 from robot.clock import now_ns
+from robot.console import marks
 from robot.console.access import Access, Role, own_hosts
 from robot.console.desk import Desk
 from robot.console.operators import SOURCE, Out
@@ -31,7 +32,7 @@ class Bus:
     """
 
     def __init__(self, node: Node) -> None:
-        topics = (f"command.{SOURCE}", f"request.{SOURCE}")
+        topics = (f"command.{SOURCE}", f"request.{SOURCE}", marks.TOPIC)
         self._publishers = {
             t: Publisher(node.context, node.directory, t, node.codecs[t]) for t in topics
         }
