@@ -1,9 +1,9 @@
 """Finds episodes in a log, puts them on a uniform grid, and tells how well the grid fits.
 
 An episode is a stretch under a policy; where operators have marked episodes, only what lies in
-those counts, and a new mark begins a new one. A frame holds the newest sample of each topic at its moment
-(previous-sample hold) and says which sample that was and when it was measured: the grid is uniform,
-the clocks beside it are true. Knows no file format but the log's.
+those counts, and each of them is one of its own. A frame holds the newest sample of each topic at
+its moment (previous-sample hold) and says which sample that was and when it was measured: the grid
+is uniform, the clocks beside it are true. Knows no file format but the log's.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from robot import log_fields
 from robot.log import Log, missing
+from robot.log_marks import marked_episode
 from robot.modes import fault_names
 
 FloatArray = NDArray[np.float64]
@@ -24,7 +25,6 @@ IntArray = NDArray[np.int64]
 
 S = 1_000_000_000  # ns
 POLICY_MODES = ("POLICY", "HOLD")
-MARKS = "event.console"
 HOLE_NS = S // 10  # without low_state or low_cmd for so long: the episode ends
 LONGEST_S = 1800  # an episode is cut here: float32 seconds get coarse
 WINDOW_FRAMES = 3000  # resampled at once; bounds how much of the log is held in memory
@@ -91,7 +91,7 @@ def find_episodes(log: Log, fps: int, whole: bool = False) -> list[Episode]:
         names = log_fields.value_names(log.topics["low_cmd"].text, "mode")
         wanted = [value for value, name in names.items() if name in POLICY_MODES]
         inside &= np.isin(log.read("low_cmd", ["mode"])["mode"], wanted)
-    marked = _marked(log, cmds.stamp_ns)
+    marked = marked_episode(log, cmds.stamp_ns)
     inside &= marked > 0
     edge = np.diff(inside) | np.diff(marked).astype(bool) | (np.diff(cmds.stamp_ns) > HOLE_NS)
     bounds = [0, *(np.flatnonzero(edge) + 1), len(inside)]
@@ -102,26 +102,6 @@ def find_episodes(log: Log, fps: int, whole: bool = False) -> list[Episode]:
             for cut in range(0, len(grid_ns), LONGEST_S * fps):
                 found.append(Episode(log, clocks, grid_ns[cut : cut + LONGEST_S * fps]))
     return [episode for episode in found if len(episode.grid_ns) >= 2]
-
-
-def _marked(log: Log, stamp_ns: IntArray) -> IntArray:
-    """Which marked episode each moment is in, counted from 1; 0: none. All 1 if none was marked.
-
-    One that is not ended lasts until the next begins, or to the end of the log.
-    """
-    if MARKS not in log.topics:
-        return np.ones(len(stamp_ns), np.int64)
-    read = log.read(MARKS, ["stamp_ns", "kind"])
-    read = read[np.argsort(read["stamp_ns"], kind="stable")]
-    names = log_fields.value_names(log.topics[MARKS].text, "kind")
-    kinds = np.array([names.get(int(kind), "") for kind in read["kind"]], np.str_)
-    cut = np.isin(kinds, ("EPISODE_BEGIN", "EPISODE_END"))
-    begins = kinds[cut] == "EPISODE_BEGIN"
-    if not begins.any():
-        return np.ones(len(stamp_ns), np.int64)
-    number = np.r_[0, np.where(begins, np.cumsum(begins), 0)]
-    at_ns = log_fields.epoch_ns(log, read[cut], "stamp_ns")
-    return number[np.searchsorted(at_ns, stamp_ns, side="right")]
 
 
 def read_clock(log: Log, topic: str) -> Clock:

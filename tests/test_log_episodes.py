@@ -153,7 +153,7 @@ BEGIN, END, MARK = EventKind.EPISODE_BEGIN, EventKind.EPISODE_END, EventKind.MAR
         ([(150, BEGIN), (250, END)], [(150, 250)]),
         ([(0, BEGIN), (300, BEGIN), (300, MARK), (600, END)], [(100, 300), (300, 400)]),
         ([(200, END), (250, BEGIN)], [(250, 400)]),
-        ([(120, BEGIN), (200, END), (220, END), (320, BEGIN), (380, END)], [(120, 200), (320, 380)]),
+        ([(120, BEGIN), (200, END), (220, END), (320, BEGIN)], [(120, 200), (320, 400)]),
         ([(200, MARK), (220, END)], [(100, 400)]),
         ([(0, BEGIN), (50, END)], []),
     ],

@@ -1,4 +1,4 @@
-"""An operator's remarks in the log of the run: moments with a note, and where episodes begin and end.
+"""Operators' remarks in the log of the run: moments with a note, episodes' begins and ends.
 
 A run is always logged whole; a mark only says where to look, and an episode what to learn from
 (robot/log_episodes.py). It knows no socket and no page.

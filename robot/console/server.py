@@ -21,6 +21,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from robot.clock import now_ns
 from robot.console.access import Access, Bucket, Visit, refusal
 from robot.console.desk import Desk, Line, Page
+from robot.console.library import Library
+from robot.console.shelf import Shelf
 from robot.console.wire import MAX_BYTES, parse
 
 PAGE = Path(__file__).parent / "page"
@@ -64,11 +66,16 @@ class Server:
         self.desk, self.access, self.hosts, self.cookie = desk, access, hosts, cookie
         self.on_token = on_token
         self.pages = 0
+        library = Library(desk.node.config.log.folder, desk.node.robot)
+        self.shelf = Shelf(library, lambda request: self._visit(request) is not None, HEADERS)
         routes = [
             Route("/", self.index), Route("/stop", self.stop, methods=["POST"]),
+            *self.shelf.routes,
             Route("/{name}", self.file), WebSocketRoute("/ws", self.talk),
         ]  # fmt: skip
-        self.app: ASGIApp = Door(Starlette(routes=routes), hosts, desk.refused)
+        application = Starlette(routes=routes)
+        application.router.redirect_slashes = False  # what is not a route is not here
+        self.app: ASGIApp = Door(application, hosts, desk.refused)
 
     def _visit(self, connection: Request | WebSocket) -> Visit | None:
         return self.access.visit(connection.cookies.get(self.cookie), now_ns())
