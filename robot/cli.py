@@ -64,7 +64,10 @@ class Run:
     timing_factor: float | None = None
     """multiplies gap and age limits; simulation only"""
     console: Literal["yes", "no"] | None = None
-    """serve the operator's console to a browser of this computer; default: unless --headless"""
+    """serve the operator's console to a browser; default: unless --headless"""
+    console_host: str | None = None
+    """name or IPv4 address of this computer by which others' browsers come, over TLS (extra tls);
+    default: the console is for this computer alone"""
     log: Literal["yes", "no"] | None = None
     """leave a log of the run; default: yes, with --lockstep no"""
     unsigned_policy: bool = False
@@ -89,7 +92,7 @@ class Nodes:
 
 @dataclass(frozen=True)
 class ConsoleAddress:
-    """Print the address of the console of the run that is going on; it opens once."""
+    """Print the address of the run's console, which opens once, and what its certificate is."""
 
 
 @dataclass(frozen=True)
@@ -274,6 +277,10 @@ def _overrides(args: Run) -> dict[str, Any]:
         given |= {"operator.keyboard": False, "viewer": False, "console.enabled": False}
     if args.console is not None:
         given["console.enabled"] = args.console == "yes"
+    if args.console_host is not None:
+        if not given.get("console.enabled", True):
+            raise UserError("--console-host: this run has no console; --console yes gives it one")
+        given["console.host"] = args.console_host
     given = {key: value for key, value in given.items() if value is not None}
     return given | ({"policy": None} if args.policy == "none" else {})
 
@@ -331,6 +338,11 @@ def _check_robot(config: RunConfig) -> None:
     if config.policy is not None:
         check_signature(config)
         check_policy(read_policy(config.policy), robot, config.control_hz)
+    if config.console.enabled and config.console.host:
+        from robot.console.tls import own_certificate
+
+        made = own_certificate(config.console.host)
+        print(f"plexus: the console's certificate has SHA-256 {made.fingerprint}", file=sys.stderr)
     if config.driver == "unitree":
         from drivers.dds import check_interface
 

@@ -510,7 +510,7 @@ def test_a_bucket_lets_a_burst_through_and_then_its_rate():
     ],
 )  # fmt: skip
 def test_a_door_reads_headers(headers, needed, why):
-    assert refusal(own_hosts(8), headers, needed) == why
+    assert refusal(own_hosts(8), "http", headers, needed) == why
 
 
 def test_a_clock_is_taken_from_the_quickest_ping_of_the_last_half_minute():
@@ -541,6 +541,8 @@ def test_where_a_package_is_missing_one_line_says_so(tmp_path, monkeypatch):
 
 
 def test_a_taken_port_is_no_reason_not_to_serve():
-    with console_node.listen(0) as first, console_node.listen(first.getsockname()[1]) as second:
+    (first,) = console_node.listen(0)
+    (second,) = console_node.listen(first.getsockname()[1])
+    with first, second:
         assert second.getsockname()[0] == "127.0.0.1"
         assert second.getsockname()[1] not in (0, first.getsockname()[1])
