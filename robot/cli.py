@@ -20,7 +20,7 @@ from robot import log_commands
 from robot.config import UserError, check_positive, check_writable, listing
 from robot.doctor import Doctor, doctor
 from robot.log_commands import LogTool, Replay
-from robot.runs import RunConfig, load_run, shipped_policies
+from robot.runs import ConsoleConfig, RunConfig, load_run, shipped_policies
 from sim2real.emulator_commands import Emulate, emulate
 
 NO_POLICY = (
@@ -251,6 +251,8 @@ def run(args: Run) -> int:
         raise UserError(f"--lockstep: driver {config.driver!r} is no simulation")
     check_writable(args.json, args.video)
     _check_robot(config)
+    if not args.lockstep:
+        _check_console(config.console)
     if config.policy is None:
         print(f"plexus: {NO_POLICY}", file=sys.stderr)
     result = _run_lockstep(args, config) if args.lockstep else _run_nodes(args, config)
@@ -278,9 +280,9 @@ def _overrides(args: Run) -> dict[str, Any]:
     if args.console is not None:
         given["console.enabled"] = args.console == "yes"
     if args.console_host is not None:
-        if not given.get("console.enabled", True):
-            raise UserError("--console-host: this run has no console; --console yes gives it one")
-        given["console.host"] = args.console_host
+        if args.console == "no":
+            raise UserError("--console-host: got --console no beside it, expected a console")
+        given |= {"console.enabled": True, "console.host": args.console_host}
     given = {key: value for key, value in given.items() if value is not None}
     return given | ({"policy": None} if args.policy == "none" else {})
 
@@ -338,15 +340,23 @@ def _check_robot(config: RunConfig) -> None:
     if config.policy is not None:
         check_signature(config)
         check_policy(read_policy(config.policy), robot, config.control_hz)
-    if config.console.enabled and config.console.host:
-        from robot.console.tls import own_certificate
-
-        made = own_certificate(config.console.host)
-        print(f"plexus: the console's certificate has SHA-256 {made.fingerprint}", file=sys.stderr)
     if config.driver == "unitree":
         from drivers.dds import check_interface
 
         check_interface(config.unitree.interface, config.unitree.network)
+
+
+def _check_console(console: ConsoleConfig) -> None:
+    """Refuse a host that cannot be served, and show by what its certificate is known."""
+    if not console.enabled or not console.host:
+        return
+    from robot.console.node import listen
+    from robot.console.tls import own_certificate
+
+    for listener in listen(0, console.host):
+        listener.close()
+    made = own_certificate(console.host)
+    print(f"plexus: the console's certificate has SHA-256 {made.fingerprint}", file=sys.stderr)
 
 
 def _run_lockstep(args: Run, config: RunConfig) -> dict[str, Any]:

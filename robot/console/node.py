@@ -150,8 +150,8 @@ def listen(port: int, host: str | None = None) -> list[socket.socket]:
                 for one in (*listeners, listener):
                     one.close()
                 raise UserError(
-                    f"console.host {host}: {place}, port {port}: {error.strerror}; "
-                    "expected an address of this computer"
+                    f"console.host {host}: no listening at {place}: {error.strerror}; expected "
+                    "an address of this computer"
                 ) from None
             listener.bind((place, 0))
         listener.listen()  # from now on the port is taken

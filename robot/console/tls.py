@@ -104,9 +104,10 @@ def _make(host: str) -> tuple[x509.Certificate, str]:
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
     key = ec.generate_private_key(ec.SECP256R1())  # Ed25519 is known to no browser here
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Plexus console")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Plexus console")])
     begin = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     names = [_general_name(one) for one in dict.fromkeys((host, *ALSO))]
     made = (
@@ -117,7 +118,7 @@ def _make(host: str) -> tuple[x509.Certificate, str]:
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(
-            x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
         )
         .sign(key, hashes.SHA256())
     )  # fmt: skip
