@@ -21,6 +21,7 @@ const link = new Link({
     if (!open) { drive.release(); drive.active = false; }
     else if (replay.on) link.send({t: "watch", replay: true}); // to the server this page is a new one
     panels.link(open);
+    recording.link(open);
   },
   hello(hello) {
     panels.load(hello);

@@ -3,19 +3,23 @@
 const $ = (id) => document.getElementById(id);
 
 export class Recording {
-  /** Args: send(message), to the server; show(id), which opens a replay and tells why it did not. */
+  /** Args: send(message), to the server, true if it went out; show(id), which opens a replay and tells why it did not. */
   constructor(send, show) {
     this.show = show;
     this.episode = false;
     const mark = (kind) => {
-      send({t: "mark", kind, note: $("mark-note").value, c: performance.now()});
-      $("mark-note").value = "";
+      if (send({t: "mark", kind, note: $("mark-note").value, c: performance.now()})) $("mark-note").value = "";
     };
     $("mark").onclick = () => mark("mark");
     $("episode").onclick = () => mark(this.episode ? "end" : "begin");
-    $("mark-note").onkeydown = (event) => event.key === "Enter" && mark("mark");
+    $("mark-note").onkeydown = (event) => event.key === "Enter" && !event.repeat && mark("mark");
     $("runs").ontoggle = () => $("runs").open && this.list();
     $("runs-again").onclick = () => this.list();
+  }
+
+  link(open) {
+    if (open) return; // the next state says what may be marked
+    for (const id of ["mark", "episode"]) $(id).disabled = true;
   }
 
   /** What the server says of the log, and of what this page may. */
