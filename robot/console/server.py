@@ -70,10 +70,11 @@ class Server:
         self.on_token = on_token
         self.pages = 0
         library = Library(desk.node.config.log.folder, desk.node.robot)
-        self.shelf = Shelf(library, lambda request: self._visit(request) is not None, HEADERS)
+        directory = desk.node.directory
+        shelf = Shelf(library, directory, lambda asked: self._visit(asked) is not None, HEADERS)
         routes = [
             Route("/", self.index), Route("/stop", self.stop, methods=["POST"]),
-            *self.shelf.routes,
+            *shelf.routes,
             Route("/{name}", self.file), WebSocketRoute("/ws", self.talk),
         ]  # fmt: skip
         application = Starlette(routes=routes)

@@ -1,4 +1,4 @@
-"""Lends the library over HTTP: to who is in, a few at a time, and no longer than they read.
+"""Lends runs and policies over HTTP: to who is in, a few at a time, and no longer than they read.
 
 Logs are read in threads, never in the event loop. Who goes away, or takes nothing for STALL_S, ends
 the reading.
@@ -10,6 +10,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -20,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from robot.config import UserError
 from robot.console.library import Library
+from robot.console.policies import policy_lines
 
 MAX_READERS = 3  # threads that read; each costs the loop a share of Python's lock
 STALL_S = 20.0
@@ -27,23 +29,30 @@ LINES, FLOATS, TAR = "application/x-ndjson", "application/octet-stream", "applic
 
 
 class Shelf:
-    """Routes of the library.
+    """Routes of the library, and of what policies there are.
 
     Args:
         library: what is lent.
+        directory: the run's, where its configuration lies.
         is_in: tells whether a request comes from a visitor.
         headers: of every answer.
     """
 
     def __init__(
-        self, library: Library, is_in: Callable[[Request], bool], headers: dict[str, str]
+        self,
+        library: Library,
+        directory: Path,
+        is_in: Callable[[Request], bool],
+        headers: dict[str, str],
     ) -> None:
-        self.library, self._is_in, self._headers = library, is_in, headers
+        self.library, self._directory = library, directory
+        self._is_in, self._headers = is_in, headers
         self.readers = 0
         self.routes = [
             Route("/runs", self._rows), Route("/runs/{run}", self._facts),
             Route("/runs/{run}/archive", self._archive),
             Route("/runs/{run}/frames/{window:int}", self._frames),
+            Route("/policies", self._policies),
         ]  # fmt: skip
 
     async def _rows(self, request: Request) -> Response:
@@ -56,6 +65,9 @@ class Shelf:
     async def _frames(self, request: Request) -> Response:
         run, window = request.path_params["run"], request.path_params["window"]
         return await self._lend(request, lambda: self.library.frames(run, window), FLOATS)
+
+    async def _policies(self, request: Request) -> Response:
+        return await self._lend(request, lambda: policy_lines(self._directory), LINES)
 
     async def _archive(self, request: Request) -> Response:
         run = request.path_params["run"]

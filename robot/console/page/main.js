@@ -4,6 +4,7 @@ import {Drive} from "./drive.js";
 import {Link} from "./link.js";
 import {ASK, Panels} from "./panels.js";
 import {Plots} from "./plots.js";
+import {Policies} from "./policies.js";
 import {Recording} from "./recording.js";
 import {Replay} from "./replay.js";
 import {View} from "./view.js";
@@ -15,6 +16,7 @@ const view = new View($("view"), $("scene-note"));
 const plots = new Plots($("plots"), $("signal-add"));
 const panels = new Panels((name) => link.ask(ASK[name]));
 const replay = new Replay(view, (on) => { drive.release(); link.send({t: "watch", replay: on}); });
+new Policies();
 const recording = new Recording((message) => link.send(message), (id) => replay.open(id));
 const link = new Link({
   link(open) {

@@ -8,11 +8,12 @@ export class Recording {
     this.show = show;
     this.episode = false;
     const mark = (kind) => {
+      if ($("mark").disabled) return; // the field never is: a person may be in the middle of a word
       if (send({t: "mark", kind, note: $("mark-note").value, c: performance.now()})) $("mark-note").value = "";
     };
     $("mark").onclick = () => mark("mark");
     $("episode").onclick = () => mark(this.episode ? "end" : "begin");
-    $("mark-note").onkeydown = (event) => event.key === "Enter" && !event.repeat && mark("mark");
+    $("mark-note").onkeydown = (event) => { if (event.key === "Enter" && !event.repeat) mark("mark"); };
     $("runs").ontoggle = () => $("runs").open && this.list();
     $("runs-again").onclick = () => this.list();
   }
@@ -32,7 +33,7 @@ export class Recording {
     $("logged").className = why || log?.warning || log?.lost ? "warn" : "good";
     $("episode").textContent = this.episode ? "End the episode" : "Begin an episode";
     $("episode-note").textContent = this.episode ? `episode ${episode ? `"${episode}"` : ""} for ${seconds} s` : "";
-    for (const id of ["mark", "episode", "mark-note"]) $(id).disabled = !!why;
+    for (const id of ["mark", "episode"]) $(id).disabled = !!why;
     this.allow(you);
   }
 
