@@ -20,7 +20,7 @@ from robot import log_commands
 from robot.config import UserError, check_positive, check_writable, listing
 from robot.doctor import Doctor, doctor
 from robot.log_commands import LogTool, Replay
-from robot.runs import RunConfig, load_run, shipped_policies
+from robot.runs import ConsoleConfig, RunConfig, load_run, shipped_policies
 from sim2real.emulator_commands import Emulate, emulate
 
 NO_POLICY = (
@@ -64,7 +64,10 @@ class Run:
     timing_factor: float | None = None
     """multiplies gap and age limits; simulation only"""
     console: Literal["yes", "no"] | None = None
-    """serve the operator's console to a browser of this computer; default: unless --headless"""
+    """serve the operator's console to a browser; default: unless --headless"""
+    console_host: str | None = None
+    """name or IPv4 address of this computer by which others' browsers come, over TLS (extra tls);
+    default: the console is for this computer alone"""
     log: Literal["yes", "no"] | None = None
     """leave a log of the run; default: yes, with --lockstep no"""
     unsigned_policy: bool = False
@@ -89,7 +92,7 @@ class Nodes:
 
 @dataclass(frozen=True)
 class ConsoleAddress:
-    """Print the address of the console of the run that is going on; it opens once."""
+    """Print the address of the run's console, which opens once, and what its certificate is."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,8 @@ def run(args: Run) -> int:
         raise UserError(f"--lockstep: driver {config.driver!r} is no simulation")
     check_writable(args.json, args.video)
     _check_robot(config)
+    if not args.lockstep:
+        _check_console(config.console)
     if config.policy is None:
         print(f"plexus: {NO_POLICY}", file=sys.stderr)
     result = _run_lockstep(args, config) if args.lockstep else _run_nodes(args, config)
@@ -274,6 +279,10 @@ def _overrides(args: Run) -> dict[str, Any]:
         given |= {"operator.keyboard": False, "viewer": False, "console.enabled": False}
     if args.console is not None:
         given["console.enabled"] = args.console == "yes"
+    if args.console_host is not None:
+        if args.console == "no":
+            raise UserError("--console-host: got --console no beside it, expected a console")
+        given |= {"console.enabled": True, "console.host": args.console_host}
     given = {key: value for key, value in given.items() if value is not None}
     return given | ({"policy": None} if args.policy == "none" else {})
 
@@ -335,6 +344,19 @@ def _check_robot(config: RunConfig) -> None:
         from drivers.dds import check_interface
 
         check_interface(config.unitree.interface, config.unitree.network)
+
+
+def _check_console(console: ConsoleConfig) -> None:
+    """Refuse a host that cannot be served, and show by what its certificate is known."""
+    if not console.enabled or not console.host:
+        return
+    from robot.console.node import listen
+    from robot.console.tls import own_certificate
+
+    for listener in listen(0, console.host):
+        listener.close()
+    made = own_certificate(console.host)
+    print(f"plexus: the console's certificate has SHA-256 {made.fingerprint}", file=sys.stderr)
 
 
 def _run_lockstep(args: Run, config: RunConfig) -> dict[str, Any]:

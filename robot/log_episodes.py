@@ -1,8 +1,9 @@
 """Finds episodes in a log, puts them on a uniform grid, and tells how well the grid fits.
 
-An episode is a stretch under a policy. A frame holds the newest sample of each topic at its moment
-(previous-sample hold) and says which sample that was and when it was measured: the grid is uniform,
-the clocks beside it are true. Knows no file format but the log's.
+An episode is a stretch under a policy; where operators have marked episodes, only what lies in
+those counts, and each of them is one of its own. A frame holds the newest sample of each topic at
+its moment (previous-sample hold) and says which sample that was and when it was measured: the grid
+is uniform, the clocks beside it are true. Knows no file format but the log's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from robot import log_fields
 from robot.log import Log, missing
+from robot.log_marks import marked_episode
 from robot.modes import fault_names
 
 FloatArray = NDArray[np.float64]
@@ -72,7 +74,7 @@ class Episode:
 
 
 def find_episodes(log: Log, fps: int, whole: bool = False) -> list[Episode]:
-    """Episodes of two frames or more, in order; reads nothing but times and modes.
+    """Episodes of two frames or more, in order; reads nothing but times, modes and marks.
 
     Args:
         log: has low_state and low_cmd.
@@ -89,7 +91,9 @@ def find_episodes(log: Log, fps: int, whole: bool = False) -> list[Episode]:
         names = log_fields.value_names(log.topics["low_cmd"].text, "mode")
         wanted = [value for value, name in names.items() if name in POLICY_MODES]
         inside &= np.isin(log.read("low_cmd", ["mode"])["mode"], wanted)
-    edge = np.diff(inside) | (np.diff(cmds.stamp_ns) > HOLE_NS)
+    marked = marked_episode(log, cmds.stamp_ns)
+    inside &= marked > 0
+    edge = np.diff(inside) | np.diff(marked).astype(bool) | (np.diff(cmds.stamp_ns) > HOLE_NS)
     bounds = [0, *(np.flatnonzero(edge) + 1), len(inside)]
     found = []
     for first, end in pairwise(bounds):

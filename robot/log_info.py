@@ -18,6 +18,7 @@ from rich.table import Table
 
 from robot.config import UserError
 from robot.log import LOG_TIME, Log, Topic, is_numbered, missing
+from robot.log_marks import marks_for_people
 from robot.modes import FAULTS
 from robot.recover import being_written
 from robot.segment import SEGMENT_NAME
@@ -38,10 +39,18 @@ def list_logs(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: no such folder.
     """
+    return [log_row(path, modes=True) for path in log_folders(folder)]
+
+
+def log_folders(folder: Path) -> list[Path]:
+    """The folders of a folder that hold logs, by name.
+
+    Raises:
+        UserError: no such folder.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected one that holds logs")
-    found = (p for p in sorted(folder.iterdir()) if p.is_dir() and _files(p))
-    return [_row(path) for path in found]
+    return [p for p in sorted(folder.iterdir()) if p.is_dir() and _files(p)]
 
 
 def info(log: Log) -> dict[str, Any]:
@@ -52,7 +61,8 @@ def info(log: Log) -> dict[str, Any]:
         commit, dirty, command_line, end (reason, messages, lost), policy (name, provider, sha256),
         topics (name, message, count, rate_hz, gap_ms, lost, size), drops (frames refused by
         control, contents blocked), modes (t_s, mode, reason), faults (t_s, until_s, name, reason;
-        until_s is None if active to the end), damage. Times in s since the log's start.
+        until_s is None if active to the end), marks (t_s, kind, text), damage. Times in s since
+        the log's start.
     """
     read = log.read_topics({name: _info_fields(topic) for name, topic in log.topics.items()})
     status = read.get("status")
@@ -78,6 +88,7 @@ def info(log: Log) -> dict[str, Any]:
         },
         "modes": modes,
         "faults": [] if status is None else _faults(log, status),
+        "marks": marks_for_people(log),
         "damage": log.damage,
     }  # fmt: skip
 
@@ -98,6 +109,12 @@ def print_info(told: Mapping[str, Any], console: Console | None = None) -> None:
         for row in told["faults"]:
             until = "the end" if row["until_s"] is None else f"{row['until_s']:.3f} s"
             table.add_row(f"{row['t_s']:.3f} s", until, row["name"], escape(row["reason"]))
+        out.print(table)
+    if told["marks"]:
+        table = Table("at", "remark", "who, what")
+        for row in told["marks"]:
+            kind = row["kind"].lower().replace("_", " ")
+            table.add_row(f"{row['t_s']:.3f} s", kind, escape(row["text"]))
         out.print(table)
     for line in told["damage"]:
         out.print(f"[yellow]damage[/]     {escape(line)}", soft_wrap=True, highlight=False)
@@ -156,26 +173,30 @@ def _size(paths: Sequence[Path]) -> int:
     return sum(path.stat().st_size for path in paths if path.exists())
 
 
-def _row(path: Path) -> dict[str, Any]:
+def log_row(path: Path, modes: bool = False) -> dict[str, Any]:
+    """A log's row in `list_logs`; without modes no message of a finished log is read."""
     row = {"name": path.name, "start": "", "duration_s": 0.0, "size": _size(_files(path)),
-           "state": "damaged", "policy": "", "modes": []}  # fmt: skip
+           "state": "damaged", "policy": ""} | ({"modes": []} if modes else {})  # fmt: skip
     try:
         log = Log(path)
     except (UserError, OSError):
         return row
-    modes: list[str] = []
-    status = log.topics.get("status")
-    if status is not None and "mode" in _names(status):
-        values = log.read("status", ["mode"])["mode"]
-        names = enum_names(status.text, "mode")
-        modes = [names.get(int(v), str(v)) for v in values[_changes(values)]]
     return row | {
         "start": _iso(log.start_ns),
         "duration_s": log.duration_s,
         "state": _state(log),
         "policy": _policy_file(log),
-        "modes": modes,
+        **({"modes": _modes_entered(log)} if modes else {}),
     }
+
+
+def _modes_entered(log: Log) -> list[str]:
+    status = log.topics.get("status")
+    if status is None or "mode" not in _names(status):
+        return []
+    values = log.read("status", ["mode"])["mode"]
+    names = enum_names(status.text, "mode")
+    return [names.get(int(v), str(v)) for v in values[_changes(values)]]
 
 
 def _state(log: Log) -> str:

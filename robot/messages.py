@@ -72,6 +72,8 @@ class EventKind(IntEnum):
     END = 1
     MARK = 2
     WARNING = 3
+    EPISODE_BEGIN = 4
+    EPISODE_END = 5
 
 
 class _Field:
@@ -635,7 +637,7 @@ class ClockMap(Message):
 
 
 class Event(Message):
-    """Something worth finding again in a log: its start, its end with the reason, a remark."""
+    """Something worth finding again in a log: its start, its end, a remark, where an episode is."""
 
     enums: ClassVar = {"kind": EventKind}
 

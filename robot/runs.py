@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,18 @@ if TYPE_CHECKING:  # it brings MuJoCo, half a second that most commands need not
 RUNS = CONFIGS / "runs"
 SHIPPED = REPOSITORY / "policies"  # <name>/<name>.onnx
 SIMULATED = frozenset({"sim", "loopback"})  # drivers that move no real motor
+
+
+HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+
+
+def _is_address(text: str) -> bool:
+    """Of one computer; not of all of them."""
+    try:
+        address = ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return not (address.is_unspecified or address.is_multicast or address.is_reserved)
 
 
 class NoiseConfig(Strict):
@@ -115,11 +128,27 @@ class OperatorConfig(Strict):
 
 
 class ConsoleConfig(Strict):
-    """The operator's console in a browser of this computer."""
+    """The operator's console in a browser: of this computer, or of others by TLS."""
 
     enabled: bool = True
     port: int = Field(default=8520, ge=0, le=65535)
-    """where it listens, on this computer alone; 0, or if it is taken: any free one"""
+    """where it listens; 0, or if it is taken: any free one"""
+    host: str | None = None
+    """name or IPv4 address of this computer by which others' browsers come, over TLS, with a
+    certificate of our own making; null: this computer alone"""
+
+    @field_validator("host")
+    @classmethod
+    def _is_host(cls, given: str | None) -> str | None:
+        if given is None:
+            return None
+        numeric = set(given) <= set("0123456789.:")
+        if not HOST_NAME.fullmatch(given) or (numeric and not _is_address(given)):
+            raise ValueError(
+                f"got {given!r}, expected a name or an IPv4 address of this computer by which "
+                "browsers reach it, such as robot.local or 192.168.1.7"
+            )
+        return given.lower()
 
 
 def default_log_folder() -> Path:

@@ -86,6 +86,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic("recorder", RecorderStatus, "2 Hz", "recorder", True, "how the log is doing"),
     Topic("clock", ClockMap, "1 Hz", "recorder", True, "monotonic against wall clock"),
     Topic("event", Event, "on event", "recorder", True, "start, end with reason, remarks"),
+    Topic("event.console", Event, "on event", "console", True, "marks and episodes, by operators"),
     *(
         Topic(f"command.{s.name}", Command, "20 Hz", s.node, True, f"wish of {s.doc}")
         for s in SOURCES

@@ -101,10 +101,10 @@ def house(launch, tmp_path: Path, runtime_dir: Path, browser: Browser) -> Iterat
     """Starts a run with a console, opens its page; ends with the test."""
     opened: list[Any] = []
 
-    def start(driver: str, policy: Path) -> tuple[Page, Bus]:
+    def start(driver: str, policy: Path, log: str = "no") -> tuple[Page, Bus]:
         file = tmp_path / "run.yaml"
         file.write_text(RUN.format(driver=driver))
-        run = launch("run", str(file), "--policy", str(policy), "--log", "no")
+        run = launch("run", str(file), "--policy", str(policy), "--log", log)
         address = runtime_dir / CONSOLE_FILE
         eventually(lambda: address.exists() or run.process.poll() is not None, 60.0)
         assert run.process.poll() is None, run.err
@@ -250,6 +250,48 @@ def test_a_killed_console_is_a_hold_and_its_page_says_so(house, runtime_dir, sta
     picture(page, "cut-off")
     time.sleep(1.0)
     assert bus.mode == Mode.HOLD, "the key is still down, and moves nothing"
+
+
+def test_a_person_marks_a_moment_and_replays_an_earlier_run_in_which_nobody_drives(
+    house, log_dir: Path, standing_policy: Path
+):
+    name = "20261124T033000Z-sim-1a2b"
+    shutil.copytree(ROOT / "tests" / "data" / "logs" / "walk", log_dir / name)
+    page, bus = house("loopback", standing_policy, log="yes")
+    expect(page.locator("#mark")).to_be_enabled(timeout=PATIENT_MS)
+    page.locator("#mark-note").click()
+    page.keyboard.type("a wet floor")
+    page.keyboard.press("Enter")
+    said = "browser 1 marked: a wet floor"
+    expect(page.locator("#events")).to_contain_text(said, timeout=PATIENT_MS)
+    assert bus.mode == Mode.PASSIVE, "in a note a space is no STOP"
+    page.locator("#episode").click()
+    expect(page.locator("#episode")).to_have_text("End the episode", timeout=PATIENT_MS)
+
+    page.locator("#runs summary").click()
+    row = page.locator("#runs tbody tr", has_text=name)
+    row.get_by_role("button", name="Replay").click()
+    expect(page.locator("#replay-name")).to_have_text(name, timeout=PATIENT_MS)
+    expect(page.locator("#replay-mode")).to_have_text("POLICY", timeout=PATIENT_MS)
+    picture(page, "replay")
+    page.locator("#replay-play").click()
+    page.locator("#replay-line").fill("0.5")
+    expect(page.locator("#replay-time")).to_have_text("0.5 of 9.0 s", timeout=PATIENT_MS)
+    expect(page.locator("#replay-mode")).to_have_text("STANDUP", timeout=PATIENT_MS)
+    expect(page.locator("#ask-ACQUIRE")).to_contain_text("this page shows a replay")
+    expect(page.locator("#ask-ACQUIRE")).to_be_disabled()
+    expect(page.locator("#stick-drive")).to_be_hidden()
+    with page.expect_download() as loaded:
+        row.get_by_role("link", name="Download").click()
+    assert loaded.value.suggested_filename == f"{name}.tar"
+    assert loaded.value.path().stat().st_size > 1_500_000
+    page.keyboard.press("Space")
+    eventually(lambda: bus.mode == Mode.ESTOP, 20.0)
+    page.locator("#replay-close").click()
+    expect(page.locator("#ask-ACQUIRE")).to_be_enabled(timeout=PATIENT_MS)
+    press(page, "ACQUIRE")
+    expect(page.locator("#chip-driver")).to_have_text("you drive", timeout=PATIENT_MS)
+    expect(row.get_by_role("button", name="Replay")).to_be_disabled(timeout=PATIENT_MS)
 
 
 def test_others_watch_from_a_phone_and_may_stop(house, browser: Browser, standing_policy: Path):

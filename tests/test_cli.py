@@ -61,6 +61,9 @@ MISTAKES: dict[str, str] = {
     "run sim --lockstep --json none/out.json": "none/out.json: the folder {here}/none does not exist",
     "run sim --lockstep --json lacking": "lacking: is a folder, expected a file",
     "run sim --video none/a.mp4": "none/a.mp4: the folder {here}/none does not exist",
+    # Where the console is.
+    "run sim --console no --console-host a": "--console-host: got --console no beside it, expected a console",
+    "run loopback --console-host 192.0.2.77": "console.host 192.0.2.77: no listening at 192.0.2.77: Cannot assign requested address; expected an address of this computer",
     # Which policy.
     "run sim --policy none.onnx": "{here}/none.onnx: no such file; available there: other.onnx, standing.onnx, theirs.onnx",
     "run sim --policy typo.yaml": "{here}/typo.yaml: not an ONNX file",
@@ -231,7 +234,7 @@ def test_help_tells_every_option_in_words(say: Callable[[str], Said], name: str)
             "--policy", "--seconds", "--headless", "--command", "--arms", "--json", "--video", "--seed",
             "--collisions", "--lockstep", "--filter", "--provider", "--timing-factor", "--log",
             "--interface", "--hang", "--readonly", "--dry-run", "--unsigned-policy",
-            "--console",
+            "--console", "--console-host",
         }  # fmt: skip
     elif name == "":
         assert all(

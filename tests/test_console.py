@@ -25,30 +25,43 @@ from robot.console.access import MAX_VISITS, TOKEN_LIFE_NS, Access, Bucket, Role
 from robot.console.clock import BrowserClock
 from robot.console.server import BURST, MAX_MISTAKES, MAX_PAGES
 from robot.console.wire import MAX_BYTES, Drive, parse
-from robot.messages import Ask, Command, Message, Mode, PolicyInfo, Request, Status
+from robot.messages import (
+    Ask,
+    Command,
+    Event,
+    Message,
+    Mode,
+    PolicyInfo,
+    RecorderStatus,
+    Request,
+    Status,
+)
 from robot.node import CONSOLE_FILE, Node
 from robot.runs import load_run
 from robot.topics import source_index
 from tests.conftest import eventually
 
 MS = 1_000_000
+TOLD = ("status", "policy_info", "recorder")  # what we say for others
 
 
 class House:
     """A console in a thread of its own, and a control that we play."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **options: Any) -> None:
         folder.mkdir(mode=0o700)
-        run = load_run("loopback", {"console.port": 0, "timing_factor": 5.0})
+        self.logs = folder.parent / "logs"
+        run = load_run(
+            "loopback",
+            {"console.port": 0, "timing_factor": 5.0, "log.folder": str(self.logs), **options},
+        )
         self.node = Node("console", folder, run)
         self.said: list[str] = []
         self.node.say = self.said.append  # type: ignore[method-assign]
         self.context = zmq.Context()
         codecs = self.node.codecs
-        self.publishers = {
-            t: Publisher(self.context, folder, t, codecs[t]) for t in ("status", "policy_info")
-        }
-        heard = self.node.pick("command.console", "request.console")
+        self.publishers = {t: Publisher(self.context, folder, t, codecs[t]) for t in TOLD}
+        heard = self.node.pick("command.console", "request.console", "event.console")
         self.subscriber = Subscriber(self.context, folder, heard, every=True)
         self.status: Status = codecs["status"].new()
         self.status.mode, self.status.source = Mode.PASSIVE, 255
@@ -57,6 +70,8 @@ class House:
         self.pages = ExitStack()
         self.commands: list[Command] = []
         self.requests: list[Request] = []
+        self.events: list[Event] = []
+        self.recorder: RecorderStatus | None = None  # told once there is one
         self.thread = threading.Thread(target=console_node.main, args=(self.node,))
         self.thread.start()
         self.file = folder / CONSOLE_FILE
@@ -119,10 +134,15 @@ class House:
         self.status.now_ns = now
         self.publishers["status"].send(self.status, now)
         self.publishers["policy_info"].send(self.info, now)
+        if self.recorder:
+            self.publishers["recorder"].send(self.recorder, now)
 
     def hear(self, message: Message) -> None:
         if isinstance(message, Command):
             self.commands.append(message.copy())
+            return
+        if isinstance(message, Event):
+            self.events.append(message.copy())
             return
         assert isinstance(message, Request)
         status, ask = self.status, Ask(message.ask)
@@ -389,7 +409,9 @@ BAD = [
     '{"t":"drive","seq":1,"c":1,"deadman":true,"x":Infinity,"y":0,"yaw":0}',
     '{"t":"drive","seq":-1,"c":1,"deadman":true,"x":0,"y":0,"yaw":0}',
     '{"t":"drive","seq":1,"c":1,"deadman":true,"x":0,"y":0,"yaw":0,"lease":5}',
-    '{"t":"invite","role":4}', "[" * 500, '{"t":' * 100,
+    '{"t":"invite","role":4}', '{"t":"mark","kind":"delete","note":"","c":1}',
+    '{"t":"mark","kind":"mark","note":"%s","c":1}' % ("x" * 141), '{"t":"watch","replay":1}',
+    "[" * 500, '{"t":' * 100,
 ]  # fmt: skip
 
 
@@ -488,7 +510,7 @@ def test_a_bucket_lets_a_burst_through_and_then_its_rate():
     ],
 )  # fmt: skip
 def test_a_door_reads_headers(headers, needed, why):
-    assert refusal(own_hosts(8), headers, needed) == why
+    assert refusal(own_hosts(8), "http", headers, needed) == why
 
 
 def test_a_clock_is_taken_from_the_quickest_ping_of_the_last_half_minute():
@@ -519,6 +541,8 @@ def test_where_a_package_is_missing_one_line_says_so(tmp_path, monkeypatch):
 
 
 def test_a_taken_port_is_no_reason_not_to_serve():
-    with console_node.listen(0) as first, console_node.listen(first.getsockname()[1]) as second:
+    (first,) = console_node.listen(0)
+    (second,) = console_node.listen(first.getsockname()[1])
+    with first, second:
         assert second.getsockname()[0] == "127.0.0.1"
         assert second.getsockname()[1] not in (0, first.getsockname()[1])

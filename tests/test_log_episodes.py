@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from robot import log_episodes
 from robot.log import Log
 from robot.log_episodes import find_episodes, make_grid, resample, tick_ns
-from robot.messages import Mode
+from robot.messages import EventKind, Mode
 from robot.model import load_robot
 from robot.topics import make_codecs
 from tests.logs import CLOCK_OFFSET_NS, series, walked, write_log
@@ -30,12 +30,12 @@ def make_log(tmp_path: Path) -> MakeLog:
     """A log whose numbers say where they come from: joint_pos is the tick, its target tick + 0.5.
 
     Args of the function: mode of each tick; lateness of each, in ns; ticks that lack the state,
-    the command; every how many ticks the policy is asked, 0 for never.
+    the command; every how many ticks the policy is asked, 0 for never; tick and kind of marks.
     """
 
     def make(
         modes: ArrayLike, late_ns: ArrayLike = 0, no_state: Any = (), no_cmd: Any = (),
-        asked_every: int = 10,
+        asked_every: int = 10, marks: Any = (),
     ) -> Log:  # fmt: skip
         modes = np.asarray(modes)
         ticks = np.arange(len(modes))
@@ -53,6 +53,11 @@ def make_log(tmp_path: Path) -> MakeLog:
         }  # fmt: skip
         for topic, lacking in (("low_state", no_state), ("low_cmd", no_cmd)):
             topics[topic] = [m for i, m in enumerate(topics[topic]) if i not in lacking]
+        if marks:
+            at, kinds = zip(*marks, strict=True)
+            topics["event.console"] = series(
+                CODECS["event.console"], START + np.array(at) * TICK, kind=kinds
+            )
         if asked_every:
             asked = ticks[(modes == Mode.POLICY) & (ticks % asked_every == 0)]
             velocity = np.repeat(asked[:, None], 3, axis=1)
@@ -136,6 +141,28 @@ def test_held_samples_are_counted(make_log: MakeLog):
         assert card["sources"][topic]["lost"] == 39
         assert card["sources"][topic]["held_frames"] == 3
         assert card["sources"][topic]["age_ms"]["max"] == pytest.approx(61.0)
+
+
+BEGIN, END, MARK = EventKind.EPISODE_BEGIN, EventKind.EPISODE_END, EventKind.MARK
+
+
+@pytest.mark.parametrize(
+    ("marks", "ticks"),
+    [
+        # Tick of the first and after the last, a frame each ten ticks.
+        ([(150, BEGIN), (250, END)], [(150, 250)]),
+        ([(0, BEGIN), (300, BEGIN), (300, MARK), (600, END)], [(100, 300), (300, 400)]),
+        ([(200, END), (250, BEGIN)], [(250, 400)]),
+        ([(120, BEGIN), (200, END), (220, END), (320, BEGIN)], [(120, 200), (320, 400)]),
+        ([(200, MARK), (220, END)], [(100, 400)]),
+        ([(0, BEGIN), (50, END)], []),
+    ],
+    ids=["one", "the next ends the one before", "to the end", "two", "none was begun", "outside"],
+)  # fmt: skip
+def test_marked_episodes_cut_and_choose(make_log: MakeLog, marks: Any, ticks: Any):
+    log = make_log([STAND] * 100 + [POLICY] * 300 + [STAND] * 100, marks=marks)
+    found = [resample(episode)[0]["action"][:, 0] for episode in find_episodes(log, 50)]
+    assert [(a[0] - 0.5, a[-1] + 9.5) for a in found] == ticks
 
 
 @pytest.mark.parametrize("lacks", ["no_state", "no_cmd"])

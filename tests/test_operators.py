@@ -162,6 +162,39 @@ def test_cut_off_while_driving_it_holds_after_200_ms_and_the_lease_is_gone_after
     assert house.mode == Mode.HOLD and house.velocity == 0.0, "nothing moves by itself"
 
 
+@pytest.mark.parametrize("stall_ms", [220, 400, 1000])
+def test_a_stalled_event_loop_is_a_hold_and_what_piled_up_meanwhile_moves_nothing(house, stall_ms):
+    """The page goes on sending, the console's loop takes nothing in, and then all of it at once."""
+    page = house.driving()
+    begin = house.lockstep.control.authority.command_ns
+    house.console_alive = False
+    pile = []  # when each sample was taken
+    for _ in range(stall_ms // 10):
+        if not pile or house.lockstep.now_ns - pile[-1] >= SAMPLE_NS:
+            pile.append(house.lockstep.now_ns)
+        house.run(10)
+        if house.mode == Mode.HOLD and house.lockstep.now_ns - begin > 204 * MS:
+            continue
+        assert house.lockstep.now_ns - begin <= 212 * MS, "the budget of commands, in control"
+    assert house.mode == Mode.HOLD and house.velocity == 0.0
+    refused = page.refused
+    house.console_alive = True
+    for taken_ns in pile:
+        house.delay_ns = house.lockstep.now_ns - taken_ns
+        house.sample(page, True, 0.5)
+    house.delay_ns = 0
+    old = sum(house.lockstep.now_ns - taken_ns > ZERO_NS for taken_ns in pile)
+    assert page.refused - refused == old, "old ones are not even sent on"
+    house.run(1000)  # the key stays down
+    assert house.mode == Mode.HOLD and house.velocity == 0.0 and not page.engaged
+    house.lockstep.operator_present = False  # the script would take a lease that is gone
+    house.hands[page.nonce] = (False, 0.0)
+    house.run(100)
+    house.hands[page.nonce] = (True, 0.5)
+    house.run(300)
+    assert (house.mode == Mode.POLICY) == (stall_ms < 500), "after 500 ms the lease is gone, too"
+
+
 def test_who_comes_back_takes_control_lets_go_and_engages(house):
     page = house.driving()
     del house.hands[page.nonce]

@@ -104,21 +104,27 @@ class Bucket:
         return True
 
 
-def own_hosts(port: int) -> frozenset[str]:
-    """Host headers under which this computer's browser may reach us; any other is a stranger's.
+def own_hosts(port: int, host: str | None = None) -> frozenset[str]:
+    """Host headers under which browsers may reach us; any other is a stranger's.
 
-    A name that an attacker's DNS points at 127.0.0.1 is not among them.
+    A name that an attacker's DNS points at our address is not among them.
+
+    Args:
+        port: where we listen.
+        host: by which other computers' browsers come, if any may.
     """
-    return frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost"))
+    names = {"127.0.0.1", "localhost"} | ({host} if host else set())
+    return frozenset(f"{name}:{port}" for name in names)
 
 
 def refusal(
-    hosts: frozenset[str], headers: Iterable[tuple[bytes, bytes]], origin_needed: bool
+    hosts: frozenset[str], scheme: str, headers: Iterable[tuple[bytes, bytes]], origin_needed: bool
 ) -> str:
     """Why a request may not come in, judged by its headers: "" (it may), or one sentence.
 
     Args:
         hosts: those of own_hosts.
+        scheme: http or https, as we serve.
         headers: name in lower case, value; as ASGI gives them.
         origin_needed: for whatever changes something: pages of others can send it too.
     """
@@ -129,4 +135,4 @@ def refusal(
         return f"Host {', '.join(host) or 'none'} is not this console"
     if not origin:
         return "no Origin was given" if origin_needed else ""
-    return "" if origin == [f"http://{host[0]}"] else f"Origin {', '.join(origin)} is foreign"
+    return "" if origin == [f"{scheme}://{host[0]}"] else f"Origin {', '.join(origin)} is foreign"

@@ -19,6 +19,7 @@ from robot.clock import now_ns
 from robot.console.access import TOKEN_LIFE_NS, Access, Bucket, Role, Visit
 from robot.console.chaos import Chaos
 from robot.console.clock import BrowserClock
+from robot.console.marks import TOPIC, Marks
 from robot.console.operators import (
     DEADMAN_NS,
     FULL_NS,
@@ -31,8 +32,8 @@ from robot.console.operators import (
 )
 from robot.console.picture import Picture
 from robot.console.shapes import Shapes
-from robot.console.wire import AskFor, Drive, Invite, Pong, Rehearse, Said
-from robot.messages import Ask, Message, PolicyInfo, Status
+from robot.console.wire import AskFor, Drive, Invite, Mark, Pong, Rehearse, Said, Watch
+from robot.messages import Ask, Message, PolicyInfo, RecorderStatus, Status
 from robot.node import Node
 
 PING_NS = 500 * MS
@@ -92,6 +93,7 @@ class Desk:
         self.address = ""  # http://host:port, once it is known
         self.pages: list[Page] = []
         self.operators = Operators(node.codecs, node.config.timing_factor)
+        self.marks = Marks(node.codecs[TOPIC], node.config.timing_factor)
         self.picture = Picture(node.robot, node.config)
         self.shapes = Shapes(node.robot)
         self.chaos = Chaos()
@@ -138,6 +140,10 @@ class Desk:
             self._invite(page, Role(said.role))
         elif isinstance(said, Rehearse):
             self._rehearse(page, said)
+        elif isinstance(said, Mark):
+            self._mark(page, said, now)
+        elif isinstance(said, Watch):
+            self.operators.watch(page.operator, said.replay)
 
     def stop(self, name: str) -> None:
         """STOP by a visitor without a WebSocket: the way that needs the least to work."""
@@ -197,6 +203,17 @@ class Desk:
             f"{said.jitter_ms:g} ms more, {said.loss:.0%} lost"
         )
 
+    def _mark(self, page: Page, said: Mark, now: int) -> None:
+        visit, clock = page.line.visit, page.clock
+        pressed = clock.to_ours(said.c) if clock.known else now
+        out = self.marks.make(visit.name, visit.role, said, pressed, now)
+        if isinstance(out, str):
+            page.operator.note = out
+            return
+        self._send([out])
+        what = {"mark": "marked", "begin": "began an episode", "end": "ended the episode"}
+        self.say(f"{visit.name} {what[said.kind]}{f': {said.note}' if said.note else ''}")
+
     # --- the bus ----------------------------------------------------------------------------------
 
     def take(self, message: Message) -> bool:
@@ -206,6 +223,8 @@ class Desk:
             self.operators.hear(message, now_ns())
         elif isinstance(message, PolicyInfo):
             self.operators.hear_policy(message)
+        elif isinstance(message, RecorderStatus):
+            self.marks.hear(message, now_ns())
         self.picture.hear(message, _wall())
         answered = self._tell_answers()
         return answered or self.operators.mode != before
@@ -262,13 +281,13 @@ class Desk:
             return
         common = json.dumps(self.picture.to_dict(now) | {"rehearsed": self.chaos != Chaos()})
         for page in self.pages:
-            you = json.dumps(self._you(page))
+            you = json.dumps(self._you(page, now))
             page.line.offer("state", f'{{"t":"state","all":{common},"you":{you}}}')
             if page.told != self.picture.events_told:
                 page.told = self.picture.events_told
                 page.line.tell("events", events=list(self.picture.events))
 
-    def _you(self, page: Page) -> dict[str, Any]:
+    def _you(self, page: Page, now: int) -> dict[str, Any]:
         operator, clock = page.operator, page.clock
         return {
             "drives": operator is self.operators.driver, "engaged": operator.engaged,
@@ -278,6 +297,7 @@ class Desk:
             "stop_ms": round(operator.stop_ms, 1), "note": operator.note,
             "refused": operator.refused, "pages": len(self.pages),
             "why": {ask.name: self.operators.why_not(operator, ask) for ask in ROLE},
+            "watches": operator.watches, "marks": self.marks.to_dict(operator.role, now),
         }  # fmt: skip
 
 

@@ -78,6 +78,7 @@ class Operator:
         stop_ms: from pressing STOP to control's answer; -1: not tried yet. This is the stop drill.
         note: why its last request was refused.
         refused: samples of it that were dropped.
+        watches: its view shows a replay; nobody drives by looking at another time.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Operator:
     stop_ms: float = -1.0
     note: str = ""
     refused: int = 0
+    watches: bool = False
 
 
 @dataclass
@@ -154,7 +156,8 @@ class Operators:
         """
         age_ns = max(0, now_ns - captured_ns)
         replayed = drive.seq <= operator.seq
-        if operator is not self.driver or replayed or age_ns > ZERO_NS * self.factor:
+        late = age_ns > ZERO_NS * self.factor
+        if operator is not self.driver or operator.watches or replayed or late:
             operator.refused += 1
             return
         operator.seq, operator.sampled_ns, operator.age_ns = drive.seq, now_ns, age_ns
@@ -195,6 +198,13 @@ class Operators:
         if engaged and walking and under_way != Ask.ESTOP:
             yield self._ask(operator, Ask.HOLD, now_ns, now_ns)
 
+    def watch(self, operator: Operator, replay: bool) -> None:
+        """A page looks at a replay, or at the robot again; whoever drives cannot look away."""
+        if replay and operator is self.driver:
+            operator.note = "release control first: a replay shows another time"
+        else:
+            operator.watches = replay
+
     # --- asking ---------------------------------------------------------------------------------
 
     def ask(self, operator: Operator, ask: Ask, pressed_ns: int, now_ns: int) -> Iterator[Out]:
@@ -217,6 +227,8 @@ class Operators:
             return f"this page may {operator.role.name.lower()} only"
         if ask == Ask.ESTOP:
             return ""
+        if operator.watches and ask not in STOPS:
+            return "this page shows a replay"
         if not self.heard:
             return "no word from control yet"
         if self._asked is not None and (self._asked.message.ask == Ask.ESTOP or ask not in STOPS):

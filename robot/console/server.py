@@ -21,6 +21,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from robot.clock import now_ns
 from robot.console.access import Access, Bucket, Visit, refusal
 from robot.console.desk import Desk, Line, Page
+from robot.console.library import Library
+from robot.console.shelf import Shelf
 from robot.console.wire import MAX_BYTES, parse
 
 PAGE = Path(__file__).parent / "page"
@@ -49,6 +51,7 @@ class Server:
         desk: the console behind it.
         access: tokens and cookies.
         hosts: Host headers that are ours.
+        scheme: http or https.
         cookie: name of the cookie; cookies know no ports, so each console has its own.
         on_token: called after a token was used.
     """
@@ -58,17 +61,25 @@ class Server:
         desk: Desk,
         access: Access,
         hosts: frozenset[str],
+        scheme: str,
         cookie: str,
         on_token: Callable[[], None],
     ) -> None:
-        self.desk, self.access, self.hosts, self.cookie = desk, access, hosts, cookie
+        self.desk, self.access, self.cookie = desk, access, cookie
+        self.secure = scheme == "https"
         self.on_token = on_token
         self.pages = 0
+        library = Library(desk.node.config.log.folder, desk.node.robot)
+        directory = desk.node.directory
+        shelf = Shelf(library, directory, lambda asked: self._visit(asked) is not None, HEADERS)
         routes = [
             Route("/", self.index), Route("/stop", self.stop, methods=["POST"]),
+            *shelf.routes,
             Route("/{name}", self.file), WebSocketRoute("/ws", self.talk),
         ]  # fmt: skip
-        self.app: ASGIApp = Door(Starlette(routes=routes), hosts, desk.refused)
+        application = Starlette(routes=routes)
+        application.router.redirect_slashes = False  # what is not a route is not here
+        self.app: ASGIApp = Door(application, hosts, scheme, desk.refused)
 
     def _visit(self, connection: Request | WebSocket) -> Visit | None:
         return self.access.visit(connection.cookies.get(self.cookie), now_ns())
@@ -86,8 +97,9 @@ class Server:
                 self.on_token()
                 response = FileResponse(FILES["index.html"], headers=HEADERS)
                 response.set_cookie(
-                    self.cookie, cookie, httponly=True, samesite="strict", max_age=12 * 3600
-                )
+                    self.cookie, cookie, max_age=12 * 3600, httponly=True, samesite="strict",
+                    secure=self.secure,
+                )  # fmt: skip
                 return response
         if visit is None:
             self.desk.refused("a browser with a wrong token" if token else "one without a token")
@@ -167,8 +179,10 @@ class Server:
 class Door:
     """In front of everything: looks at Host always, at Origin where it is given or needed."""
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str], refused: Callable[[str], None]) -> None:
-        self.app, self.hosts, self.refused = app, hosts, refused
+    def __init__(
+        self, app: ASGIApp, hosts: frozenset[str], scheme: str, refused: Callable[[str], None]
+    ) -> None:
+        self.app, self.hosts, self.scheme, self.refused = app, hosts, scheme, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request or WebSocket in, or answer it with 403."""
@@ -177,7 +191,7 @@ class Door:
             return
         socket = scope["type"] == "websocket"
         changes = socket or scope["method"] not in ("GET", "HEAD")
-        why = refusal(self.hosts, scope["headers"], changes)
+        why = refusal(self.hosts, self.scheme, scope["headers"], changes)
         if not why:
             await self.app(scope, receive, send)
             return
@@ -198,9 +212,14 @@ async def _send(socket: WebSocket, line: Line) -> None:
                 await socket.send_text(data)
 
 
-def uvicorn_options() -> dict[str, Any]:
-    """Limits of the HTTP server: sizes, times and numbers of connections are bounded."""
-    return {
+def uvicorn_options(certificate: Path | None = None) -> dict[str, Any]:
+    """Limits of the HTTP server: sizes, times and numbers of connections are bounded.
+
+    Args:
+        certificate: PEM file of certificate and key; with it, TLS is all that is spoken.
+    """
+    tls = {"ssl_certfile": certificate, "ssl_keyfile": certificate} if certificate else {}
+    return tls | {
         "http": "h11", "ws": "websockets-sansio", "ws_max_size": MAX_BYTES,
         "ws_per_message_deflate": False,
         "ws_ping_interval": 5.0, "ws_ping_timeout": 5.0,

@@ -30,8 +30,12 @@ class Shapes:
     def __init__(self, robot: Robot) -> None:
         self._model = compile_model(robot)
         self._data = mujoco.MjData(self._model)
-        self._data.qpos[:7] = (0.0, 0.0, FIXED_HEIGHT, 1.0, 0.0, 0.0, 0.0)
         self._out = np.zeros((self._model.nbody - 1, 7), np.float32)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the poses of all bodies are."""
+        return self._out.size
 
     def geoms(self) -> list[dict[str, Any]]:
         """One row per visual primitive: body (row of `poses`), form, pose in the body, size, rgb.
@@ -67,17 +71,26 @@ class Shapes:
 
         Of a real robot only joints and the IMU are known: it is drawn at one place.
         """
-        data = self._data
         if isinstance(message, Truth):
-            data.qpos[:3] = message.base_pos_w
-            data.qpos[3:7] = message.base_quat_wxyz
+            place = message.base_pos_w, message.base_quat_wxyz
         else:
-            data.qpos[3:7] = message.imu_quat_wxyz
-        data.qpos[7:] = message.joint_pos
+            place = (0.0, 0.0, FIXED_HEIGHT), message.imu_quat_wxyz
+        return self.place(*place, message.joint_pos).tobytes()
+
+    def place(self, base_pos: Any, base_quat: Any, joint_pos: Any) -> NDArray[np.float32]:
+        """(bodies, 7) as `poses`; the memory is used again.
+
+        Args:
+            base_pos: (3,) m, world.
+            base_quat: (4,) wxyz.
+            joint_pos: (joints,) rad.
+        """
+        data = self._data
+        data.qpos[:3], data.qpos[3:7], data.qpos[7:] = base_pos, base_quat, joint_pos
         mujoco.mj_kinematics(self._model, data)
         self._out[:, :3] = data.xpos[1:]
         self._out[:, 3:] = data.xquat[1:]
-        return self._out.tobytes()
+        return self._out
 
 
 def _short(values: Any) -> list[float]:

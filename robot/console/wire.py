@@ -10,6 +10,7 @@ from robot.config import Strict
 from robot.messages import Ask
 
 MAX_BYTES = 1024  # of one message; the longest honest one has under 200
+MAX_NOTE = 140  # letters; with a name before it, it fits messages.Event
 MOST_MS = 1e13  # a browser's clock, in ms; 300 years
 
 Axis = Annotated[float, Field(ge=-1.0, le=1.0)]
@@ -74,7 +75,26 @@ class Rehearse(Strict):
     """share of samples that get lost"""
 
 
-Said = Drive | AskFor | Pong | Invite | Rehearse
+class Mark(Strict):
+    """A remark for the log of the run."""
+
+    t: Literal["mark"]
+    kind: Literal["mark", "begin", "end"]
+    """a moment; an episode's begin (which ends the one before) or end"""
+    note: Annotated[str, Field(max_length=MAX_NOTE)]
+    """in words; may be empty"""
+    c: Clock
+    """ms, the browser's clock when it was pressed"""
+
+
+class Watch(Strict):
+    """What the page's view shows: a replay, in which nobody drives, or this robot."""
+
+    t: Literal["watch"]
+    replay: bool
+
+
+Said = Drive | AskFor | Pong | Invite | Rehearse | Mark | Watch
 _SAID: TypeAdapter[Said] = TypeAdapter(Annotated[Said, Field(discriminator="t")])
 
 

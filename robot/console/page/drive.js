@@ -34,7 +34,7 @@ export class Drive {
 
   watchKeys(stop) {
     addEventListener("keydown", (event) => {
-      if (STOP_KEYS.has(event.code)) {
+      if (STOP_KEYS.has(event.code) && !(event.code === "Space" && writing(event.target))) {
         event.preventDefault();
         if (!event.repeat) stop();
       } else if (event.code in KEYS && !typing(event.target) && !event.ctrlKey && !event.metaKey && !event.altKey) {
@@ -115,4 +115,6 @@ export class Drive {
   }
 }
 
-const typing = (element) => element instanceof HTMLInputElement && element.type === "number";
+// In a text a space is a space; Esc stops there as everywhere.
+const writing = (element) => element instanceof HTMLInputElement && element.type === "text";
+const typing = (element) => writing(element) || element instanceof HTMLInputElement && element.type === "number";

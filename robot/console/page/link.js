@@ -11,7 +11,7 @@ export class Link {
   }
 
   connect() {
-    const socket = new WebSocket(`ws://${location.host}/ws`);
+    const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`);
     socket.binaryType = "arraybuffer";
     socket.onopen = () => { this.open = true; this.handlers.link(true); };
     socket.onmessage = ({data}) => {
@@ -28,9 +28,11 @@ export class Link {
     this.socket = socket;
   }
 
-  /** Send, unless what waits in this browser is already old: a command must not queue. */
+  /** Send, unless what waits in this browser is already old: a command must not queue. True if sent. */
   send(message) {
-    if (this.open && this.socket.bufferedAmount < 4096) this.socket.send(JSON.stringify(message));
+    const may = this.open && this.socket.bufferedAmount < 4096;
+    if (may) this.socket.send(JSON.stringify(message));
+    return may;
   }
 
   ask(ask) { this.send({t: "ask", ask, c: performance.now()}); }

@@ -4,6 +4,9 @@ import {Drive} from "./drive.js";
 import {Link} from "./link.js";
 import {ASK, Panels} from "./panels.js";
 import {Plots} from "./plots.js";
+import {Policies} from "./policies.js";
+import {Recording} from "./recording.js";
+import {Replay} from "./replay.js";
 import {View} from "./view.js";
 
 const $ = (id) => document.getElementById(id);
@@ -12,10 +15,15 @@ if (location.search) history.replaceState(null, "", "/"); // the token has done 
 const view = new View($("view"), $("scene-note"));
 const plots = new Plots($("plots"), $("signal-add"));
 const panels = new Panels((name) => link.ask(ASK[name]));
+const replay = new Replay(view, (on) => { drive.release(); link.send({t: "watch", replay: on}); });
+new Policies();
+const recording = new Recording((message) => link.send(message), (id) => replay.open(id));
 const link = new Link({
   link(open) {
     if (!open) { drive.release(); drive.active = false; }
+    else if (replay.on) link.send({t: "watch", replay: true}); // to the server this page is a new one
     panels.link(open);
+    recording.link(open);
   },
   hello(hello) {
     panels.load(hello);
@@ -31,12 +39,14 @@ const link = new Link({
     $("rehearse").hidden = !hello.simulated || hello.role !== "arm";
   },
   state({all, you}) {
-    drive.active = you.drives;
+    if (replay.on && you.drives) replay.close(); // the server let it drive: it sees what it drives
+    drive.active = you.drives && !replay.on;
+    recording.state(all, you);
     panels.show(all, you);
     plots.hear(all);
     $("hud").textContent = [view.gl && `${view.rate.toFixed(0)} pictures/s`, drive.padNote].filter(Boolean).join("\n");
   },
-  pose(poses) { view.show(poses); },
+  pose(poses) { if (!replay.on) view.show(poses); },
   events({events}) { panels.events(events); },
   answer(answer) { panels.answer(answer); },
   invite({role, address}) { $("invite-link").textContent = `${address}  (once, to ${role}, for ten minutes)`; },
