@@ -9,12 +9,13 @@ import pytest
 from robot import control
 from robot.bus import Outbox
 from robot.console.access import Role
+from robot.console.arms import ArmWish
 from robot.console.chaos import Chaos
 from robot.console.operators import DEADMAN_NS, FULL_NS, ROLE, ZERO_NS, Operator, Operators
 from robot.console.wire import Drive
 from robot.messages import Ask, Mode
 from robot.modes import TRANSITIONS
-from tests.test_faults import CODECS, SHORT, Case
+from tests.test_faults import CODECS, ROBOT, SHORT, Case
 
 MS = 1_000_000
 TURN_NS, SAMPLE_NS = 10 * MS, 50 * MS  # of the console and of its page
@@ -26,7 +27,7 @@ class House:
     def __init__(self) -> None:
         self.case = Case().reach(Mode.POLICY)
         self.lockstep = self.case.lockstep
-        self.stage = Operators(CODECS, timing_factor=1.0)
+        self.stage = Operators(CODECS, 1.0, ArmWish(ROBOT))
         self.stage.hear_policy(self.lockstep.pilot.info)
         self.boxes = {t: Outbox(CODECS[t], 7000) for t in ("command.console", "request.console")}
         self.hands: dict[int, tuple[bool, float]] = {}  # nonce: deadman, forward
