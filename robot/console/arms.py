@@ -33,7 +33,7 @@ class ArmWish:
     def __init__(self, robot: Robot) -> None:
         self._robot = robot
         given = load_arms(robot)
-        self._poses = given.poses
+        self.poses = given.poses
         self.hand_names = tuple(given.hands)
         self.hands = Hands(robot, tuple(given.hands.values()))
         self.in_force: FloatArray | None = None  # (A,) rad, what control tells the policy
@@ -70,8 +70,8 @@ class ArmWish:
             known = goal.hand < len(self.hand_names)
             return self.hands.reach(arms, goal.hand, goal.at, most) if known else arms
         if isinstance(goal, ToPose):
-            known = goal.pose < len(self._poses)
-            wish = self._poses[goal.pose].arm_joint_pos if known else arms
+            known = goal.pose < len(self.poses)
+            wish = self.poses[goal.pose].arm_joint_pos if known else arms
             return self.hands.toward(arms, wish, most)
         wish = arms.copy()
         for row, value in goal.joints:
@@ -84,7 +84,7 @@ class ArmWish:
         return {
             "rows": self._robot.arm_joints.tolist(),
             "hands": self.hands.places(self.hand_names),
-            "poses": [{"name": pose.name, "doc": pose.doc} for pose in self._poses],
+            "poses": [{"name": pose.name, "doc": pose.doc} for pose in self.poses],
         }
 
     def told(self) -> list[float] | None:

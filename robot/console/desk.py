@@ -92,9 +92,7 @@ class Desk:
         self.node, self.access, self._publish = node, access, publish
         self.address = ""  # http://host:port, once it is known
         self.pages: list[Page] = []
-        self.operators = Operators(
-            node.codecs, node.config.timing_factor, arms=ArmWish(node.robot)
-        )
+        self.operators = Operators(node.codecs, node.config.timing_factor, arms=ArmWish(node.robot))
         self.picture = Picture(node.robot, node.config)
         self.shapes = Shapes(node.robot)
         self.chaos = Chaos()

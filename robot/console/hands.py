@@ -12,7 +12,7 @@ from typing import Any
 
 import mujoco
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from robot.model import FloatArray, Robot
 
@@ -56,7 +56,7 @@ class Hands:
         self._jac, self._other = np.zeros((3, model.nv)), np.zeros((3, model.nv))
         self.see(robot.stand_joint_pos)
 
-    def _below(self, bodies: FloatArray) -> FloatArray:
+    def _below(self, bodies: NDArray[np.int32]) -> NDArray[np.bool_]:
         """(bodies,) True for these and all that hang on them."""
         below = np.zeros(self._model.nbody, bool)
         below[bodies] = True
@@ -178,9 +178,7 @@ class Hands:
         return np.concatenate(rows), np.concatenate(rooms)
 
 
-def minimise(
-    cost: FloatArray, gain: FloatArray, rows: FloatArray, rooms: FloatArray
-) -> FloatArray:
+def minimise(cost: FloatArray, gain: FloatArray, rows: FloatArray, rooms: FloatArray) -> FloatArray:
     """x that is least in x cost x / 2 - gain x, with rows @ x <= rooms; 0 is always allowed.
 
     Args:

@@ -1,4 +1,4 @@
-"""Reads a robot's hands and its stored arm poses, arms.yaml beside robot.yaml, held against both."""
+"""Reads a robot's hands and stored arm poses, arms.yaml beside robot.yaml, held against both."""
 
 from __future__ import annotations
 
