@@ -16,6 +16,7 @@ from robot.model import FloatArray, Robot
 
 SPEED = 0.8  # rad/s; control's own bound is 1 rad/s (control.ARM_SPEED)
 LEAD = 0.2  # rad that the wish is ahead of what control has accepted, at most
+STEP_S = 0.02  # samples that come faster cost no step each
 PAUSE_S = 0.15  # a longer gap between two samples moves the arms no further than this one
 Goal = ToJoints | ToPose | ToPoint
 
@@ -58,8 +59,11 @@ class ArmWish:
             return None
         if self._wish is None:
             self._wish, self._at_ns = self.in_force.copy(), now_ns
-        most = SPEED * fast * min((now_ns - self._at_ns) * 1e-9, PAUSE_S)
+        passed_s = (now_ns - self._at_ns) * 1e-9
+        if passed_s < STEP_S:
+            return self._wish
         self._at_ns = now_ns
+        most = SPEED * fast * min(passed_s, PAUSE_S)
         if most > 0.0 and abs(self._wish - self.in_force).max() <= LEAD:
             self._wish = self._move(self._wish, goal, most)
         return self._wish
