@@ -79,7 +79,7 @@ def test_points_a_random_arm_can_touch_are_reached_to_a_centimetre(hands, judge)
 @pytest.mark.parametrize(
     ("point", "nearest"),
     [
-        # m from the point, best of 4,000 random arms that are off the body and within limits
+        # m from the point, best of 6,000 random arms that are off the body and within limits
         ((1.5, 0.3, 0.3), 1.06),
         ((-2.0, 0.0, 0.0), 1.59),
         ((0.0, 2.0, -1.0), 1.84),
