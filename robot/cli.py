@@ -68,6 +68,8 @@ class Run:
     console_host: str | None = None
     """name or IPv4 address of this computer by which others' browsers come, over TLS (extra tls);
     default: the console is for this computer alone"""
+    gamepad: bool = False
+    """drive by a gamepad plugged into this computer"""
     log: Literal["yes", "no"] | None = None
     """leave a log of the run; default: yes, with --lockstep no"""
     unsigned_policy: bool = False
@@ -268,6 +270,7 @@ def _overrides(args: Run) -> dict[str, Any]:
         "seed": args.seed, "provider": args.provider, "timing_factor": args.timing_factor,
         "sim.collisions": args.collisions, "operator.arms": args.arms,
         "unsigned_policy": True if args.unsigned_policy else None,
+        "operator.gamepad": True if args.gamepad else None,
         "log.enabled": args.log == "yes" if args.log else False if args.lockstep else None,
     }  # fmt: skip
     if args.policy not in (None, "none"):

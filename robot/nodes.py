@@ -61,6 +61,8 @@ NODES: tuple[Row, ...] = (
         "drives and shows the robot in a browser"),
     Row("teleop", "robot.teleop_node", lambda run: True, "always", "normal",
         "with back-off", "keys or a fixed command, and the live table"),
+    Row("gamepad", "robot.gamepad_node", lambda run: run.operator.gamepad, "with --gamepad",
+        "normal", "with back-off", "drives by a gamepad plugged into this computer"),
     Row("viewer", "robot.viewer", lambda run: run.viewer, "unless --headless", "low",
         "never", "a window with the robot, fed from the bus"),
 )  # fmt: skip

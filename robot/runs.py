@@ -125,6 +125,8 @@ class OperatorConfig(Strict):
     """what arms are commanded to do: nothing, the policy moves them; or robot.teleop.ARM_SWING"""
     keyboard: bool = True
     """read keys and show the live table where there is a terminal"""
+    gamepad: bool = False
+    """drive by a gamepad that is plugged into this computer"""
 
 
 class ConsoleConfig(Strict):

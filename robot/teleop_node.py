@@ -102,6 +102,11 @@ class Sender:
         else:
             self._publishers[topic].send(message, now_ns)
 
+    def close(self) -> None:
+        """Close the sockets."""
+        for publisher in self._publishers.values():
+            publisher.close()
+
 
 def loop(
     node: Node,

@@ -53,6 +53,7 @@ SOURCES: tuple[Source, ...] = (
     Source("keyboard", Rank.LOCAL_OPERATOR, "teleop", "the arrow keys of the terminal"),
     Source("remote", Rank.LOCAL_OPERATOR, "teleop", "the robot's own wireless remote"),
     Source("console", Rank.REMOTE_OPERATOR, "console", "a browser"),
+    Source("gamepad", Rank.LOCAL_OPERATOR, "gamepad", "a gamepad plugged into this computer"),
 )
 
 

@@ -22,13 +22,18 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from robot.bus import Subscriber
 from robot.console.access import Role
-from robot.messages import Command, Mode, Status, Truth
+from robot.console.hands import Hands
+from robot.console.poses import load_arms
+from robot.messages import Command, Mode, PolicyInput, Status, Truth
 from robot.model import load_robot
 from robot.node import CONSOLE_FILE
+from robot.runs import shipped_policies
 from robot.topics import make_codecs
 from tests.conftest import ROOT, eventually
 
-CODECS = make_codecs(load_robot("g1"))
+ROBOT = load_robot("g1")
+CODECS = make_codecs(ROBOT)
+ELBOW = ROBOT.joint_names.index("left_elbow_joint")
 PICTURES = ROOT / "runs" / "browser"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 # Software draws in a test; the sandbox needs a user that is not root.
@@ -54,6 +59,7 @@ def browser() -> Iterator[Browser]:
         text = "no Chromium here, so no browser drives the console: apt-get install chromium"
         pytest.fail(text) if os.environ.get("CI") else pytest.skip(text)
     PICTURES.mkdir(parents=True, exist_ok=True)
+    expect.set_options(timeout=PATIENT_MS)
     with sync_playwright() as playwright:
         made = playwright.chromium.launch(executable_path=path, args=SWITCHES)
         yield made
@@ -65,7 +71,7 @@ class Bus:
 
     def __init__(self, folder: Path) -> None:
         self.context = zmq.Context()
-        topics = ("status", "truth", "command.console")
+        topics = ("status", "truth", "policy_input", "command.console")
         codecs = {topic: CODECS[topic] for topic in topics}
         self.subscriber = Subscriber(self.context, folder, codecs, every=True)
         self.modes: list[Mode] = []
@@ -73,6 +79,8 @@ class Bus:
         self.released = False  # by the gantry
         self.place = np.zeros(2)  # m
         self.wish = np.zeros(3)  # newest command
+        self.arms = np.zeros(0)  # rad, as the policy is told
+        self.elbow = 0.0  # rad, the left one's true angle
 
     def hear(self) -> Bus:
         while message := self.subscriber.receive():
@@ -82,6 +90,9 @@ class Bus:
                     self.modes.append(Mode(message.mode))
             elif isinstance(message, Truth):
                 self.place, self.released = message.base_pos_w[:2].copy(), bool(message.released)
+                self.elbow = float(message.joint_pos[ELBOW])
+            elif isinstance(message, PolicyInput):
+                self.arms = message.arm_joint_pos.copy()
             elif isinstance(message, Command):
                 self.wish = message.velocity.copy()
         return self
@@ -205,6 +216,70 @@ def test_a_person_arms_walks_a_metre_by_key_and_by_stick_and_stops(
     assert bus.mode == Mode.ESTOP and Mode.FAULT not in bus.modes
     picture(page, "stopped", full=True)
     assert by_key >= 1.0 and by_stick >= 1.0
+
+
+def drag(page: Page, selector: str, by: tuple[float, float]) -> None:
+    """Press in the middle of an element and pull; the button stays down."""
+    page.locator(selector).scroll_into_view_if_needed()
+    box = page.locator(selector).bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + by[0] * box["width"], y + by[1] * box["height"], steps=4)
+
+
+def test_arms_follow_a_slider_while_walking_and_stop_ends_both(house):
+    page, bus = house("sim", shipped_policies()["walk"])
+    into_policy(page, bus)
+    eventually(lambda: bus.hear().released, 60.0)
+    press(page, "START_POLICY")
+    sees(page, "POLICY")
+    may_move(page)
+    time.sleep(2.5)  # the ramp into the policy: until it ends, commands wait
+    page.keyboard.down("KeyW")
+    begin, elbow = bus.hear().place.copy(), bus.elbow
+    drag(page, "#arm-left_elbow_joint", (0.4, 0.0))
+    eventually(lambda: bus.hear().elbow > elbow + 0.5, 60.0)
+    eventually(lambda: np.linalg.norm(bus.hear().place - begin) > 0.2, 60.0)
+    assert bus.mode == Mode.POLICY, bus.reason
+    picture(page, "arms-while-walking")
+    page.mouse.up()
+    page.locator("#arm-poses button").nth(4).hover()
+    page.mouse.down()
+    moving = bus.hear().arms
+    eventually(lambda: np.abs(bus.hear().arms - moving).max() > 0.1, 30.0)
+    page.keyboard.press("Escape")
+    sees(page, "ESTOP")
+    eventually(lambda: bus.mode == Mode.ESTOP, 20.0)
+    still = bus.hear().arms
+    time.sleep(1.0)
+    np.testing.assert_array_equal(bus.hear().arms, still)
+    assert Mode.FAULT not in bus.modes
+    page.mouse.up()
+
+
+def test_a_hand_is_dragged_in_the_picture_and_let_go_with_the_window(house, standing_policy: Path):
+    page, bus = house("loopback", standing_policy)
+    hands = Hands(ROBOT, list(load_arms(ROBOT).hands.values()))
+    into_policy(page, bus)
+    press(page, "START_POLICY")
+    sees(page, "POLICY")
+    may_move(page)
+    before = hands.points(bus.hear().arms)
+    drag(page, "#hand-left", (0.0, -2.0))
+    eventually(lambda: hands.points(bus.hear().arms)[0][2] > before[0][2] + 0.1, 30.0)
+    after = hands.points(bus.hear().arms)
+    picture(page, "hand-dragged")
+    assert np.linalg.norm(after[1] - before[1]) < 0.01, "the other hand stays"
+    assert bus.mode == Mode.POLICY and not bus.wish.any()
+    page.evaluate("window.dispatchEvent(new Event('blur'))")
+    eventually(lambda: bus.mode == Mode.HOLD, 30.0)
+    still = bus.hear().arms
+    page.mouse.move(300, 300, steps=3)
+    time.sleep(1.0)
+    np.testing.assert_array_equal(bus.hear().arms, still, "the button is still down")
+    page.mouse.up()
 
 
 def test_whatever_takes_hands_away_lets_go(house, standing_policy: Path):

@@ -24,8 +24,10 @@ from robot.console import node as console_node
 from robot.console.access import MAX_VISITS, TOKEN_LIFE_NS, Access, Bucket, Role, own_hosts, refusal
 from robot.console.clock import BrowserClock
 from robot.console.server import BURST, MAX_MISTAKES, MAX_PAGES
-from robot.console.wire import MAX_BYTES, Drive, parse
+from robot.console.wire import MAX_BYTES, Drive, ToPoint, parse
 from robot.messages import (
+    VALID_ARMS,
+    VALID_VELOCITY,
     Ask,
     Command,
     Event,
@@ -42,7 +44,7 @@ from robot.topics import source_index
 from tests.conftest import eventually
 
 MS = 1_000_000
-TOLD = ("status", "policy_info", "recorder")  # what we say for others
+TOLD = ("status", "policy_info", "policy_input", "recorder")  # what we say for others
 
 
 class House:
@@ -61,6 +63,7 @@ class House:
         self.context = zmq.Context()
         codecs = self.node.codecs
         self.publishers = {t: Publisher(self.context, folder, t, codecs[t]) for t in TOLD}
+        self.inputs = codecs["policy_input"]
         heard = self.node.pick("command.console", "request.console", "event.console")
         self.subscriber = Subscriber(self.context, folder, heard, every=True)
         self.status: Status = codecs["status"].new()
@@ -137,6 +140,9 @@ class House:
         if self.recorder:
             self.publishers["recorder"].send(self.recorder, now)
 
+    def tell_input(self, told: Message) -> bool:
+        return self.publishers["policy_input"].send(told, time.monotonic_ns()) > 0
+
     def hear(self, message: Message) -> None:
         if isinstance(message, Command):
             self.commands.append(message.copy())
@@ -202,10 +208,14 @@ class Page:
     def ask(self, ask: Ask) -> None:
         self.send(t="ask", ask=int(ask), c=self.clock())
 
-    def drive(self, deadman: bool, x: float = 0.0, seq: int | None = None, c: float = -1) -> None:
+    def drive(
+        self, deadman: bool, x: float = 0.0, seq: int | None = None, c: float = -1, **more: Any
+    ) -> None:
         self.seq += 1
         clock = self.clock() if c < 0 else c
-        self.send(t="drive", seq=seq or self.seq, c=clock, deadman=deadman, x=x, y=0, yaw=-x)
+        self.send(
+            t="drive", seq=seq or self.seq, c=clock, deadman=deadman, x=x, y=0, yaw=-x, **more
+        )  # fmt: skip
 
     def hear(self) -> dict[str, Any]:
         """Take in what has come; pings are answered."""
@@ -223,6 +233,9 @@ class Page:
 
     def you(self) -> dict[str, Any]:
         return self.hear().get("state", {}).get("you", {})
+
+    def shown(self) -> dict[str, Any]:
+        return self.hear().get("state", {}).get("all", {})
 
     def takes_control(self) -> None:
         self.house.until(lambda: self.you().get("bound_ms") is not None)
@@ -349,6 +362,26 @@ def test_a_sample_becomes_a_command_with_the_time_of_its_capture(house):
     assert before - bound_ns <= command.stamp_ns <= after + bound_ns
 
 
+def test_what_is_held_of_the_arms_becomes_their_targets_from_where_control_has_them(house):
+    page = house.page()
+    page.takes_control()
+    told = house.inputs.new()
+    told.arm_joint_pos[:], told.command_valid = 0.25, VALID_ARMS
+    rows = page.hear()["hello"]["arms"]["rows"]
+    house.until(lambda: house.tell_input(told) and page.shown().get("arms") == [0.25] * len(rows))
+    page.drive(False)
+    for _ in range(3):
+        page.drive(True, arms={"joints": [[3, 0.9]]})
+        time.sleep(0.03)
+    house.until(lambda: len(house.commands) >= 4)
+    idle, first, *_, last = house.commands
+    assert (idle.valid, last.valid) == (VALID_VELOCITY, VALID_VELOCITY | VALID_ARMS)
+    assert first.arm_joint_pos.tolist() == [0.25] * len(rows)
+    assert 0.25 < last.arm_joint_pos[3] < 0.4 and last.arm_joint_pos[2] == 0.25
+    page.drive(False, arms={"joints": [[3, 0.9]]})
+    house.until(lambda: house.commands[-1].valid == VALID_VELOCITY)
+
+
 def test_samples_of_others_and_replays_never_reach_the_bus(house):
     cookie = house.cookie()
     page, other = house.page(cookie), house.page(cookie)
@@ -412,6 +445,15 @@ BAD = [
     '{"t":"invite","role":4}', '{"t":"mark","kind":"delete","note":"","c":1}',
     '{"t":"mark","kind":"mark","note":"%s","c":1}' % ("x" * 141), '{"t":"watch","replay":1}',
     "[" * 500, '{"t":' * 100,
+    *(
+        f'{{"t":"drive","seq":1,"c":1,"deadman":true,"x":0,"y":0,"yaw":0,"arms":{arms}}}'
+        for arms in (
+            "{}", "[]", "3", '{"pose":-1}', '{"pose":0,"hand":0}', '{"joints":[]}',
+            '{"joints":[[0]]}', '{"joints":[[32,0.0]]}', '{"joints":[[0,7.1]]}',
+            '{"joints":[[0,NaN]]}', '{"hand":0}', '{"hand":0,"at":[0,0]}',
+            '{"hand":0,"at":[0,0,9]}',
+        )
+    ),
 ]  # fmt: skip
 
 
@@ -424,6 +466,8 @@ def test_what_is_not_a_message_is_refused_in_one_sentence(text):
 def test_a_message_is_read_exactly():
     text = '{"t":"drive","seq":1,"c":2.5,"deadman":true,"x":0,"y":-1,"yaw":0.5}'
     assert parse(text) == Drive(t="drive", seq=1, c=2.5, deadman=True, x=0.0, y=-1.0, yaw=0.5)
+    held = parse(text[:-1] + ',"arms":{"hand":1,"at":[0.3,-0.2,1]}}')
+    assert isinstance(held, Drive) and held.arms == ToPoint(hand=1, at=(0.3, -0.2, 1.0))
     assert parse(text + " " * MAX_BYTES) == f"{len(text) + MAX_BYTES} bytes; at most 1024 are read"
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from robot import control
 from robot.bus import Outbox
 from robot.console.access import Role
+from robot.console.arms import SPEED, ArmWish
 from robot.console.chaos import Chaos
 from robot.console.operators import DEADMAN_NS, FULL_NS, ROLE, ZERO_NS, Operator, Operators
-from robot.console.wire import Drive
-from robot.messages import Ask, Mode
+from robot.console.wire import Drive, ToJoints, ToPoint, ToPose
+from robot.messages import VALID_ARMS, Ask, Mode
 from robot.modes import TRANSITIONS
-from tests.test_faults import CODECS, SHORT, Case
+from tests.test_faults import CODECS, ROBOT, SHORT, Case
 
 MS = 1_000_000
 TURN_NS, SAMPLE_NS = 10 * MS, 50 * MS  # of the console and of its page
@@ -26,10 +28,11 @@ class House:
     def __init__(self) -> None:
         self.case = Case().reach(Mode.POLICY)
         self.lockstep = self.case.lockstep
-        self.stage = Operators(CODECS, timing_factor=1.0)
+        self.stage = Operators(CODECS, 1.0, ArmWish(ROBOT))
         self.stage.hear_policy(self.lockstep.pilot.info)
         self.boxes = {t: Outbox(CODECS[t], 7000) for t in ("command.console", "request.console")}
         self.hands: dict[int, tuple[bool, float]] = {}  # nonce: deadman, forward
+        self.held: ToJoints | ToPose | ToPoint | None = None  # of the arms, by whoever has hands
         self.delay_ns = 0
         self.console_alive = True
         self.seq = 0
@@ -52,6 +55,7 @@ class House:
             if self.console_alive and now >= self.next_ns:
                 self.next_ns += TURN_NS
                 self.stage.hear(self.case.status, now)
+                self.stage.arms.hear(self.lockstep.control.policy_input)
                 self.publish(self.stage.step(now))
                 if now >= self.next_sample_ns:
                     self.next_sample_ns += SAMPLE_NS
@@ -64,7 +68,8 @@ class House:
         self.seq += 1
         now = self.lockstep.now_ns
         drive = Drive(
-            t="drive", seq=seq or self.seq, c=0.0, deadman=deadman, x=x, y=0.0, yaw=0.0
+            t="drive", seq=seq or self.seq, c=0.0, deadman=deadman, x=x, y=0.0, yaw=0.0,
+            arms=self.held,
         )  # fmt: skip
         self.publish(self.stage.sample(page, drive, now - self.delay_ns, now))
 
@@ -101,6 +106,11 @@ class House:
     def velocity(self) -> float:
         return float(self.lockstep.control.policy_input.velocity[0])
 
+    @property
+    def arms(self) -> np.ndarray:
+        """(A,) what the policy is told of the arms, rad; a copy."""
+        return self.lockstep.control.policy_input.arm_joint_pos.copy()
+
     def ms_until(self, done, most_ms: int) -> int:
         begin = self.lockstep.now_ns
         while not done():
@@ -122,10 +132,11 @@ def house() -> House:
 
 def test_the_budgets_are_those_of_the_fault_table():
     assert (DEADMAN_NS, FULL_NS, ZERO_NS) == (250 * MS, 80 * MS, 200 * MS)
-    stage = Operators(CODECS, timing_factor=1.0)
+    arms = ArmWish(ROBOT)
+    stage = Operators(CODECS, 1.0, arms)
     shares = [stage.speed_share(ms * MS) for ms in (0, 80, 110, 140, 200, 500)]
     assert shares == pytest.approx([1.0, 1.0, 0.75, 0.5, 0.0, 0.0])
-    assert Operators(CODECS, timing_factor=10.0).speed_share(1400 * MS) == pytest.approx(0.5)
+    assert Operators(CODECS, 10.0, arms).speed_share(1400 * MS) == pytest.approx(0.5)
 
 
 def test_holding_drives_and_letting_go_holds_with_the_same_message(house):
@@ -346,3 +357,100 @@ def test_a_bad_network_is_as_bad_as_it_was_told_to_be():
     assert 0.22 < 1 - len(late) / len(fates) < 0.28
     assert 20 * MS <= min(late) < 21 * MS and 49 * MS < max(late) <= 50 * MS
     assert {Chaos(loss=1.0).fate_ns(draw) for _ in range(100)} == {None}
+
+
+# --- arms -------------------------------------------------------------------------------------
+
+
+def held_in_force(house: House) -> bool:
+    return bool(house.lockstep.control.policy_input.command_valid & VALID_ARMS)
+
+
+@pytest.mark.parametrize("forward", [0.0, 0.4])
+def test_a_held_slider_moves_its_joint_no_faster_than_allowed_and_walking_goes_on(house, forward):
+    page = house.driving()
+    measured = house.case.driver.last.joint_pos[ROBOT.arm_joints]
+    assert not held_in_force(house), "arms nobody touched are the policy's own"
+    house.hands[page.nonce] = (True, forward)
+    house.held = ToJoints(joints=[(3, 1.2)])
+    house.run(100)
+    assert held_in_force(house)
+    ways = [house.arms]
+    np.testing.assert_allclose(ways[0], measured, atol=0.15)
+    for _ in range(60):
+        house.run(20)
+        ways.append(house.arms)
+    steps = np.abs(np.diff(ways, axis=0))
+    assert steps.max() <= SPEED * 0.05 + 1e-9, "never more than a sample's step"
+    assert steps[:10, 3].sum() == pytest.approx(SPEED * 0.2, abs=0.05)
+    np.testing.assert_allclose(ways[-1][3], 1.2, atol=1e-6)
+    assert steps[:, [0, 1, 2, 4, 5, 6]].max() < 0.01, "the others stay"
+    assert house.mode == Mode.POLICY and house.velocity == pytest.approx(forward)
+
+
+def test_letting_go_arms_stay_and_moving_them_again_begins_there(house):
+    page = house.driving()
+    house.hands[page.nonce], house.held = (True, 0.0), ToPose(pose=3)
+    house.run(500)
+    house.hands[page.nonce], house.held = (False, 0.0), None
+    house.ms_until(lambda: house.mode == Mode.HOLD, 70)
+    there = house.arms
+    house.run(1000)
+    np.testing.assert_array_equal(house.arms, there)
+    assert held_in_force(house)
+    house.hands[page.nonce] = (True, 0.2)
+    house.run(500)
+    assert house.mode == Mode.POLICY and house.velocity == pytest.approx(0.2)
+    np.testing.assert_array_equal(house.arms, there, "driving alone leaves arms where they are")
+    house.held = ToPose(pose=0)
+    before = house.arms
+    for _ in range(100):
+        house.run(20)
+        assert np.abs(house.arms - before).max() <= SPEED * 0.05 + 1e-9
+        before = house.arms
+    np.testing.assert_allclose(before, house.stage.arms.poses[0].arm_joint_pos, atol=1e-6)
+
+
+def test_a_hand_is_drawn_to_a_point(house):
+    page = house.driving()
+    stage = house.stage.arms
+    house.hands[page.nonce], house.held = (True, 0.0), ToPoint(hand=0, at=(0.3, 0.2, 0.2))
+    house.run(3000)
+    assert np.linalg.norm(stage.hands.points(house.arms)[0] - (0.3, 0.2, 0.2)) < 0.01
+
+
+@pytest.mark.parametrize("what", ["network", "stop", "old", "page"])
+def test_whatever_ends_driving_ends_the_arms(house, what):
+    page = house.driving()
+    house.hands[page.nonce], house.held = (True, 0.0), ToPose(pose=4)
+    house.run(300)
+    moving = house.arms
+    house.run(60)
+    assert np.abs(house.arms - moving).max() > 0.02
+    if what == "network":
+        del house.hands[page.nonce]
+    elif what == "stop":
+        assert house.ask(page, Ask.ESTOP) == (True, "")
+        assert house.mode == Mode.ESTOP and not held_in_force(house)
+    elif what == "old":
+        house.delay_ns = ZERO_NS + MS
+    else:
+        house.publish(house.stage.leave(page, house.lockstep.now_ns))
+        del house.hands[page.nonce]
+    house.run(250)
+    assert house.mode == (Mode.ESTOP if what == "stop" else Mode.HOLD)
+    still = house.arms
+    house.run(500)
+    np.testing.assert_array_equal(house.arms, still)
+
+
+def test_rows_that_do_not_exist_move_nothing(house):
+    page = house.driving()
+    house.hands[page.nonce] = (True, 0.0)
+    for held in (ToJoints(joints=[(31, 1.0)]), ToPose(pose=31), ToPoint(hand=31, at=(0, 0, 0))):
+        house.held = held
+        house.run(200)
+        before = house.arms
+        house.run(200)
+        np.testing.assert_allclose(house.arms, before, atol=1e-9)
+    assert house.mode == Mode.POLICY

@@ -17,6 +17,7 @@ from typing import Any
 
 from robot.clock import now_ns
 from robot.console.access import TOKEN_LIFE_NS, Access, Bucket, Role, Visit
+from robot.console.arms import ArmWish
 from robot.console.chaos import Chaos
 from robot.console.clock import BrowserClock
 from robot.console.marks import TOPIC, Marks
@@ -33,7 +34,7 @@ from robot.console.operators import (
 from robot.console.picture import Picture
 from robot.console.shapes import Shapes
 from robot.console.wire import AskFor, Drive, Invite, Mark, Pong, Rehearse, Said, Watch
-from robot.messages import Ask, Message, PolicyInfo, RecorderStatus, Status
+from robot.messages import Ask, Message, PolicyInfo, PolicyInput, RecorderStatus, Status
 from robot.node import Node
 
 PING_NS = 500 * MS
@@ -92,7 +93,7 @@ class Desk:
         self.node, self.access, self._publish = node, access, publish
         self.address = ""  # http://host:port, once it is known
         self.pages: list[Page] = []
-        self.operators = Operators(node.codecs, node.config.timing_factor)
+        self.operators = Operators(node.codecs, node.config.timing_factor, arms=ArmWish(node.robot))
         self.marks = Marks(node.codecs[TOPIC], node.config.timing_factor)
         self.picture = Picture(node.robot, node.config)
         self.shapes = Shapes(node.robot)
@@ -104,6 +105,7 @@ class Desk:
         factor = node.config.timing_factor
         told = {name: ns * factor / MS for name, ns in limits.items()}
         self._hello = self.picture.hello(self.shapes.geoms(), told)
+        self._hello["arms"] = self.operators.arms.hello()
 
     # --- pages ------------------------------------------------------------------------------------
 
@@ -225,6 +227,8 @@ class Desk:
             self.operators.hear_policy(message)
         elif isinstance(message, RecorderStatus):
             self.marks.hear(message, now_ns())
+        elif isinstance(message, PolicyInput):
+            self.operators.arms.hear(message)
         self.picture.hear(message, _wall())
         answered = self._tell_answers()
         return answered or self.operators.mode != before
@@ -279,7 +283,8 @@ class Desk:
         """Everything else: what is the same for all is encoded once."""
         if not self.pages:
             return
-        common = json.dumps(self.picture.to_dict(now) | {"rehearsed": self.chaos != Chaos()})
+        more = {"rehearsed": self.chaos != Chaos(), "arms": self.operators.arms.told()}
+        common = json.dumps(self.picture.to_dict(now) | more)
         for page in self.pages:
             you = json.dumps(self._you(page, now))
             page.line.offer("state", f'{{"t":"state","all":{common},"you":{you}}}')

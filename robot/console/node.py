@@ -42,7 +42,7 @@ class Bus:
         # Only the newest of these is looked at, once per picture.
         self.seen = [
             Subscriber(node.context, node.directory, node.pick(topic))
-            for topic in ("low_state", "truth")
+            for topic in ("low_state", "truth", "policy_input")
         ]
 
     def publish(self, out: Out) -> None:

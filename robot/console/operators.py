@@ -16,8 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from robot.console.access import Role
+from robot.console.arms import ArmWish
 from robot.console.wire import Drive
 from robot.messages import (
+    VALID_ARMS,
     VALID_VELOCITY,
     Ask,
     Codec,
@@ -111,10 +113,11 @@ class Operators:
     Args:
         codecs: topic name to layout.
         timing_factor: multiplies age limits, as control's; 1 on hardware.
+        arms: where the driver wants them.
     """
 
-    def __init__(self, codecs: dict[str, Codec], timing_factor: float) -> None:
-        self.factor = timing_factor
+    def __init__(self, codecs: dict[str, Codec], timing_factor: float, arms: ArmWish) -> None:
+        self.factor, self.arms = timing_factor, arms
         self.pages: list[Operator] = []
         self.driver: Operator | None = None
         self.mode = Mode.PASSIVE
@@ -129,7 +132,6 @@ class Operators:
         self._request_codec = codecs[f"request.{SOURCE}"]
         self._command: Command = codecs[f"command.{SOURCE}"].new()
         self._command.source = source_index(SOURCE)
-        self._command.valid = VALID_VELOCITY
 
     def join(self, name: str, role: Role, nonce: int) -> Operator:
         """A page was opened."""
@@ -163,7 +165,7 @@ class Operators:
         operator.seq, operator.sampled_ns, operator.age_ns = drive.seq, now_ns, age_ns
         operator.neutral |= not drive.deadman
         held = drive.deadman and operator.neutral and self.mode not in LATCHED
-        self._fill(operator, drive if held else None, age_ns)
+        self._fill(operator, drive if held else None, age_ns, now_ns)
         yield Out(f"command.{SOURCE}", self._command, min(captured_ns, now_ns))
         if held and not operator.engaged:
             operator.engaged = True
@@ -171,14 +173,19 @@ class Operators:
         elif operator.engaged and not held:
             yield from self._let_go(operator, now_ns)
 
-    def _fill(self, operator: Operator, drive: Drive | None, age_ns: int) -> None:
-        command = self._command
-        command.lease = operator.nonce
+    def _fill(self, operator: Operator, drive: Drive | None, age_ns: int, now_ns: int) -> None:
+        command, fast = self._command, self.speed_share(age_ns)
+        command.lease, command.valid = operator.nonce, VALID_VELOCITY
         command.velocity[:] = 0.0
         if drive is not None:
             share = np.array([drive.x, drive.y, drive.yaw])
             limit = np.where(share >= 0.0, self._velocity_max, -self._velocity_min)
-            command.velocity[:] = share * limit * self.speed_share(age_ns)
+            command.velocity[:] = share * limit * fast
+        # Without their bit arms stay where control has them.
+        wish = self.arms.step(drive.arms if drive else None, fast, now_ns)
+        if wish is not None:
+            command.valid |= VALID_ARMS
+            command.arm_joint_pos[:] = wish
 
     def speed_share(self, age_ns: int) -> float:
         """Share of the speed that a sample of this age may ask for: 1 while young, then less, 0."""

@@ -15,6 +15,31 @@ MOST_MS = 1e13  # a browser's clock, in ms; 300 years
 
 Axis = Annotated[float, Field(ge=-1.0, le=1.0)]
 Clock = Annotated[float, Field(ge=0.0, le=MOST_MS)]
+MOST_ROWS = 32  # of arm joints, poses or hands
+Row = Annotated[int, Field(ge=0, lt=MOST_ROWS)]
+Angle = Annotated[float, Field(ge=-7.0, le=7.0)]
+Metre = Annotated[float, Field(ge=-3.0, le=3.0)]
+
+
+class ToJoints(Strict):
+    """Arm joints are drawn to where sliders are; the others stay."""
+
+    joints: Annotated[list[tuple[Row, Angle]], Field(min_length=1, max_length=MOST_ROWS)]
+    """row among the arm joints, and rad"""
+
+
+class ToPose(Strict):
+    """All arm joints are drawn to a stored pose."""
+
+    pose: Row
+
+
+class ToPoint(Strict):
+    """A hand is drawn to a point."""
+
+    hand: Row
+    at: tuple[Metre, Metre, Metre]
+    """m, in the pelvis' frame"""
 
 
 class Drive(Strict):
@@ -33,6 +58,8 @@ class Drive(Strict):
     """left"""
     yaw: Axis
     """counter-clockwise"""
+    arms: ToJoints | ToPose | ToPoint | None = None
+    """where arms are drawn to while that too is physically held"""
 
 
 class AskFor(Strict):

@@ -1,4 +1,4 @@
-// Hold to run: keys with their real release, sticks on the screen, a gamepad. Whatever is not
+// Hold to run: keys with their real release, sticks on the screen, a gamepad, arms. Whatever is not
 // physically held any more is let go: hidden tab, lost focus, a pointer that is gone.
 
 const PERIOD_MS = 50;
@@ -22,6 +22,8 @@ export class Drive {
     this.speed = 0.5;
     this.keys = new Set();
     this.sticks = {drive: null, side: null}; // [x, y] up and right positive while held
+    this.arms = null; // where arms are drawn to, while that is held
+    this.whenReleased = []; // called when everything is let go
     this.padNote = "";
     this.watchKeys(stop);
     this.stick("stick-drive", "drive");
@@ -79,9 +81,18 @@ export class Drive {
     element.addEventListener("contextmenu", (event) => event.preventDefault());
   }
 
+  /** Arms are drawn to a goal, as wire.py has them, or not any more (null). */
+  holdArms(goal) {
+    const changed = !goal !== !this.arms;
+    this.arms = goal;
+    if (changed) this.sample(); // the others go with the next sample
+  }
+
   /** Let go of everything, at once. */
   release() {
     this.keys.clear();
+    this.arms = null;
+    for (const told of this.whenReleased) told();
     for (const name of ["drive", "side"]) if (this.sticks[name]) this[`drop_${name}`]();
     this.sample();
   }
@@ -104,14 +115,14 @@ export class Drive {
     if (side) total[1] -= side[0];
     const [held, ...axes] = this.pad();
     axes.forEach((v, i) => total[i] += v);
-    const deadman = !document.hidden && document.hasFocus() && (this.keys.size > 0 || !!drive || !!side || held);
+    const deadman = !document.hidden && document.hasFocus() && (this.keys.size > 0 || !!drive || !!side || held || !!this.arms);
     return {deadman, axes: total.map((v) => deadman ? clip(v) * this.speed : 0)};
   }
 
   sample() {
     if (!this.active) return;
     const {deadman, axes: [x, y, yaw]} = this.wish();
-    this.send({t: "drive", seq: ++this.seq, c: performance.now(), deadman, x, y, yaw});
+    this.send({t: "drive", seq: ++this.seq, c: performance.now(), deadman, x, y, yaw, ...(deadman && this.arms && {arms: this.arms})});
   }
 }
 

@@ -1,6 +1,8 @@
 // Joins the page's parts: what the server says goes to panels, picture and plots; what hands do, back.
 
+import {Arms} from "./arms.js";
 import {Drive} from "./drive.js";
+import {Hands} from "./hands.js";
 import {Link} from "./link.js";
 import {ASK, Panels} from "./panels.js";
 import {Plots} from "./plots.js";
@@ -29,6 +31,8 @@ const link = new Link({
     panels.load(hello);
     view.load(hello.geoms);
     plots.load(hello.joints);
+    arms.load(hello.arms, hello.joints, hello.position_limit);
+    hands.load(hello.arms.hands);
     const roles = ["observe", "drive", "arm"];
     $("invite").replaceChildren("a link for another browser that may", ...roles.slice(0, roles.indexOf(hello.role) + 1).map((role, i) => {
       const button = document.createElement("button");
@@ -44,15 +48,18 @@ const link = new Link({
     recording.state(all, you);
     panels.show(all, you);
     plots.hear(all);
+    arms.show(all.arms, all.q, you.drives);
     $("hud").textContent = [view.gl && `${view.rate.toFixed(0)} pictures/s`, drive.padNote].filter(Boolean).join("\n");
   },
-  pose(poses) { if (!replay.on) view.show(poses); },
+  pose(poses) { if (!replay.on) { view.show(poses); hands.place(poses, drive.active); } },
   events({events}) { panels.events(events); },
   answer(answer) { panels.answer(answer); },
   invite({role, address}) { $("invite-link").textContent = `${address}  (once, to ${role}, for ten minutes)`; },
 });
 const stop = () => { link.stop(ASK.ESTOP); drive.release(); };
 const drive = new Drive((sample) => link.send(sample), stop);
+const arms = new Arms(drive);
+const hands = new Hands($("scene"), view, drive);
 
 $("stop").addEventListener("pointerdown", (event) => { event.preventDefault(); stop(); });
 $("stop").addEventListener("click", (event) => event.detail === 0 && stop()); // by Enter

@@ -175,7 +175,7 @@ export class View {
     this.focus = this.focus.map((v, i) => v + (target[i] - v) * 0.2);
     const c = Math.cos(this.elevation);
     const eye = [c * Math.cos(this.azimuth), c * Math.sin(this.azimuth), Math.sin(this.elevation)].map((v, i) => this.focus[i] + this.distance * v);
-    const camera = multiply(perspective(0.75, width / height, 0.1, 40), look(eye, this.focus));
+    const camera = this.camera = multiply(perspective(0.75, width / height, 0.1, 40), look(eye, this.focus));
     gl.viewport(0, 0, width, height);
     gl.clearColor(0.063, 0.086, 0.118, 1);
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
@@ -254,7 +254,7 @@ const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
 const unit = (a) => a.map((v) => v / Math.hypot(...a));
 
 /** v turned by the quaternion q, wxyz. */
-function turn(q, v) {
+export function turn(q, v) {
   const u = [q[1], q[2], q[3]], t = cross(u, v).map((x, i) => x + q[0] * v[i]), s = cross(u, t);
   return v.map((x, i) => x + 2 * s[i]);
 }
