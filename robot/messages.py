@@ -74,6 +74,40 @@ class EventKind(IntEnum):
     WARNING = 3
 
 
+class Encoding(IntEnum):
+    """What the pixels of a `Frame` are."""
+
+    RGB8 = 0
+    BGR8 = 1
+    GRAY8 = 2
+    Z16 = 3
+    JPEG = 4
+
+
+class DepthKind(IntEnum):
+    """Along what the depth of a pixel is measured."""
+
+    NONE = 0
+    Z = 1  # along the optical axis
+    RANGE = 2  # along the pixel's own ray
+
+
+class FrameSource(IntEnum):
+    """Where a `Frame` is from."""
+
+    SIM = 0
+    REAL = 1
+    REPLAY = 2
+
+
+class FrameClock(IntEnum):
+    """Which clock a frame's exposure was told by."""
+
+    MONOTONIC = 0
+    BOOTTIME = 1
+    SIM = 2
+
+
 class _Field:
     """One field of a message: ROS type, shape, unit, frame and a sentence.
 
@@ -654,7 +688,46 @@ class RecorderStatus(Message):
     warning = Text(160, "what is wrong; empty if nothing is")
 
 
+class Frame(Message):
+    """One picture of a camera; stamped with the middle of its exposure."""
+
+    enums: ClassVar = {
+        "encoding": Encoding, "depth_kind": DepthKind, "source": FrameSource, "clock": FrameClock,
+    }  # fmt: skip
+
+    frame_id = Scalar("uint64", "the camera's own counter; a frozen camera repeats it")
+    dropped = Scalar("uint64", "frames that the camera or its driver lost so far")
+    calib_hash = Scalar("uint64", "calibration that this was taken with")
+    t_sof_ns = Scalar("int64", "exposure of the first row begins", "ns", "monotonic")
+    t_mid_ns = Scalar("int64", "middle of the exposure of the middle row", "ns", "monotonic")
+    t_eof_ns = Scalar("int64", "exposure of the last row ends", "ns", "monotonic")
+    t_recv_ns = Scalar("int64", "we had it", "ns", "monotonic")
+    t_pub_ns = Scalar("int64", "it was published", "ns", "monotonic")
+    clock_err_ns = Scalar("int64", "by how much these times may be wrong", "ns")
+    sim_time_ns = Scalar("int64", "simulated time of the middle of the exposure", "ns")
+    row_readout_ns = Scalar("uint32", "from row to row; 0: all rows at once", "ns")
+    exposure_us = Scalar("float32", "exposure of a row; 0: not known", "us")
+    gain = Scalar("float32", "amplification; 0: not known", "1")
+    depth_scale_m = Scalar("float32", "of one step of a z16 pixel", "m")
+    width = Scalar("uint32", "columns")
+    height = Scalar("uint32", "rows")
+    stride = Scalar("uint32", "bytes of a row; 0 of JPEG", "bytes")
+    size = Scalar("uint32", "bytes of data that count", "bytes")
+    encoding = Scalar("uint8", "what the pixels are")
+    depth_kind = Scalar("uint8", "what depth means")
+    source = Scalar("uint8", "where it is from")
+    clock = Scalar("uint8", "which clock told the exposure, before it was put on ours")
+    intrinsics = Array("float64", 4, "fx, fy, cx, cy; pixel centres at +0.5", "pixel")
+    camera_pos = Array("float64", 3, "place of the camera", "m", "its link")
+    camera_quat_wxyz = Array(
+        "float64", 4, "optical axes: x right, y down, z forward", "1", "its link"
+    )
+    camera_id = Text(15, "name of the camera")
+    data = Array("uint8", "frame_bytes", "pixels, row 0 on top; z16 is little-endian, 0: no depth")
+
+
 MESSAGES: tuple[type[Message], ...] = (
     LowState, LowCmd, PolicyInput, Target, PolicyInfo, Command, Request, Status, Intervention,
     Timing, Truth, Heartbeat, Consumed, Snapshot, ClockMap, Event, RecorderStatus, Health,
+    Frame,
 )  # fmt: skip

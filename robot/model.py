@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import AfterValidator, Field, model_validator
 
+from robot.calibration import Calibration, add_camera, load_calibration
 from robot.config import (
     CONFIGS,
     REPOSITORY,
@@ -136,6 +137,8 @@ class RobotFile(Strict):
     joints: Annotated[list[JointRow], Field(min_length=1)]
     safety: SafetyLimits
     gantry: Gantry
+    cameras: dict[str, str] = Field(default_factory=dict)
+    """Name of a camera to its calibration file beside robot.yaml."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,8 @@ class Robot:
     """(N,) N m s/rad."""
     safety: SafetyLimits
     gantry: Gantry
+    cameras: dict[str, Calibration]
+    """By name."""
 
     @property
     def num_joints(self) -> int:
@@ -184,7 +189,10 @@ class Robot:
     @property
     def dims(self) -> dict[str, int]:
         """Lengths of the message sequences, by the names that messages use."""
-        return {"joints": self.num_joints, "arm_joints": len(self.arm_joints)}
+        largest = max((c.file.frame_bytes for c in self.cameras.values()), default=1)
+        return {
+            "joints": self.num_joints, "arm_joints": len(self.arm_joints), "frame_bytes": largest,
+        }  # fmt: skip
 
 
 def load_robot(name_or_path: str | Path) -> Robot:
@@ -223,6 +231,8 @@ def build_spec(robot: Robot, collisions: Collisions = "full") -> mujoco.MjSpec:
             else:
                 geom.contype = 0  # the floor touches it, the other foot does not
     _add_scene(spec)
+    for calibration in robot.cameras.values():
+        add_camera(spec, calibration)
     return spec
 
 
@@ -291,6 +301,7 @@ def _robot(file: RobotFile, path: Path, mjcf: Path) -> Robot:
         damping_max=column(motors, "damping_max"),
         safety=file.safety,
         gantry=file.gantry,
+        cameras={name: load_calibration(path.parent / at) for name, at in file.cameras.items()},
     )
 
 
@@ -317,7 +328,7 @@ def _mistakes(file: RobotFile, mjcf: Path) -> Iterator[Mistake]:
     yield from _name_mistakes(file, model)
     for at, row in enumerate(file.joints):
         yield from _figure_mistakes(at, row, file, model)
-    yield from _place_mistakes(file, model)
+    yield from _place_mistakes(file, model, mjcf.parent)
     yield from _braking_mistakes(file, model)
 
 
@@ -412,7 +423,7 @@ def _figures(values: ArrayLike) -> str:
     return flat[0] if len(flat) == 1 else f"[{', '.join(flat)}]"
 
 
-def _place_mistakes(file: RobotFile, model: mujoco.MjModel) -> Iterator[Mistake]:
+def _place_mistakes(file: RobotFile, model: mujoco.MjModel, folder: Path) -> Iterator[Mistake]:
     imus = [s[7:] for i in range(model.nsite) if (s := model.site(i).name).startswith("imu_in_")]
     if file.imu not in imus:
         expected = f"expected a site imu_in_... of {file.model}; available: {listing(imus)}"
@@ -421,6 +432,16 @@ def _place_mistakes(file: RobotFile, model: mujoco.MjModel) -> Iterator[Mistake]
     if file.gantry.body not in bodies:
         expected = f"expected a body of {file.model}; available: {listing(bodies)}"
         yield ("gantry", "body"), f"gantry.body: {file.gantry.body!r} is unknown; {expected}"
+    for name, at in file.cameras.items():
+        camera = load_calibration(folder / at).file
+        if camera.name != name:
+            yield (
+                ("cameras", name),
+                f"cameras.{name}: {at} is of {camera.name!r}, expected {name!r}",
+            )
+        if camera.link not in bodies:
+            expected = f"expected a body of {file.model}; available: {listing(bodies)}"
+            yield ("cameras", name), f"cameras.{name}: {at}: link {camera.link!r}: {expected}"
 
 
 def _add_scene(spec: mujoco.MjSpec) -> None:

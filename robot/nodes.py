@@ -56,6 +56,8 @@ NODES: tuple[Row, ...] = (
         "into PASSIVE; an operator must arm", "the 500 Hz loop: authority, modes, safety, driver"),
     Row("pilot", "robot.pilot", lambda run: run.policy is not None, "with a policy", "normal",
         "robot is damped first; an operator must arm", "runs the policy, one target per input"),
+    Row("camera", "robot.camera_node", lambda run: run.camera.source != "none",
+        "with a camera", "low", "with back-off", "pictures of the camera in the head"),
     Row("console", "robot.console.node", lambda run: run.console.enabled,
         "unless --headless, or with --console yes", "normal", "with back-off",
         "drives and shows the robot in a browser"),

@@ -120,6 +120,63 @@ class ConsoleConfig(Strict):
     """where it listens, on this computer alone; 0, or if it is taken: any free one"""
 
 
+Range = tuple[float, float]  # least and greatest; drawn uniformly
+
+
+class CameraNoise(Strict):
+    """What a simulated depth camera suffers; training, simulation and tests draw from it alike."""
+
+    sigma_floor: Range = (0.002, 0.005)
+    """m, standard deviation near the camera"""
+    sigma_square: Range = (0.005, 0.015)
+    """1/m, what it grows by with the square of the depth"""
+    edge_px: Range = (0.0, 2.0)
+    """pixels by which near things grow over far ones, or fly between them"""
+    holes: Range = (0.0, 0.3)
+    """share of the picture without depth, in blocks"""
+    near_m: Range = (0.2, 0.3)
+    """m, nearer is not seen"""
+    inverse_step: Range = (0.0, 0.006)
+    """1/m, steps of the inverse depth: a stereo camera's disparity"""
+    field_of_view: Range = (0.98, 1.02)
+    """share of the calibrated one"""
+    pitch: Range = (-0.0524, 0.0524)
+    """rad, of the mount"""
+    roll_yaw: Range = (-0.0175, 0.0175)
+    """rad, of the mount"""
+    position: Range = (-0.01, 0.01)
+    """m, of the mount, on each axis"""
+    latency_ms: Range = (30.0, 150.0)
+    """from the middle of exposure to publication"""
+    latency_s: float = Field(default=5.0, gt=0.0)
+    """s after which another latency is drawn"""
+    drop: float = Field(default=0.02, ge=0.0, le=1.0)
+    """share of frames that are lost"""
+    freeze: float = Field(default=0.002, ge=0.0, le=1.0)
+    """share of frames after which the camera repeats itself"""
+    freeze_s: Range = (0.0, 0.5)
+    """s, how long it does"""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CameraNoise:
+        for name, value in self:
+            if isinstance(value, tuple) and value[0] > value[1]:
+                raise ValueError(f"{name}: got {list(value)}, expected the least first")
+        return self
+
+
+class CameraConfig(Strict):
+    """The camera in the head."""
+
+    source: Literal["none", "sim", "v4l2", "replay"] = "none"
+    noise: CameraNoise | None = CameraNoise()
+    """sim: what disturbs the pictures; null: nothing"""
+    device: str = "/dev/video0"
+    """v4l2: the device"""
+    log: Path | None = None
+    """replay: a log with frames, shown again and again"""
+
+
 def default_log_folder() -> Path:
     """PLEXUS_LOG_DIR, else logs/ in the current folder."""
     return Path(os.environ.get("PLEXUS_LOG_DIR") or "logs")
@@ -164,6 +221,8 @@ class RunConfig(Strict):
     console: ConsoleConfig = ConsoleConfig()
     sim: SimConfig = SimConfig()
     unitree: UnitreeConfig = UnitreeConfig()
+    camera: CameraConfig = CameraConfig()
+    """also just the name of its source: `camera: sim`"""
     log: LogConfig = Field(default_factory=LogConfig)
 
     @field_validator("policy", mode="before")
@@ -171,6 +230,23 @@ class RunConfig(Strict):
     def _shipped(cls, given: Any) -> Any:
         shipped = shipped_policies()
         return str(shipped[given]) if isinstance(given, str) and given in shipped else given
+
+    @field_validator("camera", mode="before")
+    @classmethod
+    def _source_alone(cls, given: Any) -> Any:
+        return {"source": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _camera_fits(self) -> RunConfig:
+        camera = self.camera
+        if camera.source == "sim" and self.driver != "sim":
+            raise ValueError(
+                f"camera sim with driver {self.driver!r}: it draws what the simulation tells it; "
+                "expected driver 'sim', or camera v4l2 or replay"
+            )
+        if camera.source == "replay" and camera.log is None:
+            raise ValueError("camera replay: expected camera.log, a log with frames")
+        return self
 
     @model_validator(mode="after")
     def _periods_fit(self) -> RunConfig:

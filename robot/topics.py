@@ -11,6 +11,7 @@ from robot.messages import (
     Command,
     Consumed,
     Event,
+    Frame,
     Health,
     Heartbeat,
     Intervention,
@@ -86,6 +87,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic("recorder", RecorderStatus, "2 Hz", "recorder", True, "how the log is doing"),
     Topic("clock", ClockMap, "1 Hz", "recorder", True, "monotonic against wall clock"),
     Topic("event", Event, "on event", "recorder", True, "start, end with reason, remarks"),
+    Topic("frame.head", Frame, "camera", "camera", True, "pictures of the camera in the head"),
     *(
         Topic(f"command.{s.name}", Command, "20 Hz", s.node, True, f"wish of {s.doc}")
         for s in SOURCES
@@ -95,6 +97,7 @@ TOPICS: tuple[Topic, ...] = (
         for s in SOURCES
     ),
 )
+CAMERA = "head"  # the camera that the run file asks for: row of robot.cameras, end of its topic
 TOPIC = {topic.name: topic for topic in TOPICS}
 OPERATOR_TOPICS = tuple(t.name for t in TOPICS if t.message in (Command, Request))
 
