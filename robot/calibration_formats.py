@@ -21,7 +21,9 @@ from robot.config import UserError, check, listing, read_text, short
 
 Format = Literal["ros", "opencv"]
 # What others call our models; ROS has no word for "none", which is plumb_bob with zeros.
-ROS_MODELS = {"plumb_bob": "plumb_bob", "rational_polynomial": "rational", "equidistant": "fisheye4"}
+ROS_MODELS = {
+    "plumb_bob": "plumb_bob", "rational_polynomial": "rational", "equidistant": "fisheye4",
+}  # fmt: skip
 OPENCV_TAG = "tag:yaml.org,2002:opencv-matrix"
 
 

@@ -10,6 +10,7 @@ from drivers.cameras import make_camera
 from drivers.cameras.camera import Camera, CameraFault
 from robot import clock
 from robot.bus import Publisher, Subscriber
+from robot.config import UserError
 from robot.messages import Frame, Truth
 from robot.node import Node
 from robot.topics import CAMERA
@@ -29,10 +30,14 @@ def main(node: Node) -> None:
                 yield message
 
     topic = f"frame.{CAMERA}"
-    camera = make_camera(node.config, node.robot, CAMERA, truths)
+    try:
+        camera = make_camera(node.config, node.robot, CAMERA, truths)
+        connected = connect(node, camera)
+    except UserError as error:
+        node.say(f"no camera: {error}; everything else runs")
+        return
     publisher = Publisher(node.context, node.directory, topic, node.codecs[topic])
     frame: Frame = node.codecs[topic].new()
-    connected = connect(node, camera)
     node.ready()
     while not node.stopping:
         if not connected:

@@ -17,6 +17,7 @@ from rich.table import Table
 from policies.eval_commands import Eval, run_eval
 from policies.train_commands import Train, bench_train, train
 from robot import log_commands
+from robot.camera_commands import CameraTool, camera
 from robot.config import UserError, check_positive, check_writable, listing
 from robot.doctor import Doctor, doctor
 from robot.log_commands import LogTool, Replay
@@ -67,6 +68,8 @@ class Run:
     """serve the operator's console to a browser of this computer; default: unless --headless"""
     log: Literal["yes", "no"] | None = None
     """leave a log of the run; default: yes, with --lockstep no"""
+    camera: Literal["none", "sim", "v4l2", "replay"] | None = None
+    """what publishes pictures; details are the run file's"""
     unsigned_policy: bool = False
     """hardware and emulator: run a policy that nobody trusted has signed"""
     interface: str | None = None
@@ -212,6 +215,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Emulate, tyro.conf.subcommand("emulate")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[CameraTool, tyro.conf.subcommand("camera")]
 )
 
 
@@ -246,6 +250,8 @@ def run(args: Run) -> int:
         raise UserError("--no-filter: the safety filter can be switched off in --lockstep only")
     if not config.simulated and args.lockstep:
         raise UserError(f"--lockstep: driver {config.driver!r} is no simulation")
+    if args.lockstep and args.camera not in (None, "none"):
+        raise UserError(f"--camera {args.camera}: not in --lockstep, which runs no camera")
     check_writable(args.json, args.video)
     _check_robot(config)
     if config.policy is None:
@@ -262,6 +268,7 @@ def _overrides(args: Run) -> dict[str, Any]:
     given: dict[str, Any] = {
         "seed": args.seed, "provider": args.provider, "timing_factor": args.timing_factor,
         "sim.collisions": args.collisions, "operator.arms": args.arms,
+        "camera.source": args.camera,
         "unsigned_policy": True if args.unsigned_policy else None,
         "log.enabled": args.log == "yes" if args.log else False if args.lockstep else None,
     }  # fmt: skip
@@ -649,7 +656,7 @@ RUNNERS: dict[type, Any] = {
     PolicyImport: policy_import, PolicyShow: policy_show, PolicyCheck: policy_check,
     PolicySign: policy_sign, PolicyVerify: policy_verify,
     **log_commands.RUNNERS, Eval: run_eval, Train: train,
-    Emulate: emulate, Doctor: doctor,
+    Emulate: emulate, Doctor: doctor, CameraTool: camera,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -222,7 +222,6 @@ class RunConfig(Strict):
     sim: SimConfig = SimConfig()
     unitree: UnitreeConfig = UnitreeConfig()
     camera: CameraConfig = CameraConfig()
-    """also just the name of its source: `camera: sim`"""
     log: LogConfig = Field(default_factory=LogConfig)
 
     @field_validator("policy", mode="before")
@@ -230,11 +229,6 @@ class RunConfig(Strict):
     def _shipped(cls, given: Any) -> Any:
         shipped = shipped_policies()
         return str(shipped[given]) if isinstance(given, str) and given in shipped else given
-
-    @field_validator("camera", mode="before")
-    @classmethod
-    def _source_alone(cls, given: Any) -> Any:
-        return {"source": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _camera_fits(self) -> RunConfig:
