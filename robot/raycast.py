@@ -49,13 +49,14 @@ class DepthRays:
     def depth(self, data: mujoco.MjData) -> NDArray[np.float32]:
         """(height, width) m as the calibration's depth_kind says; 0 where nothing is seen.
 
-        `data` needs mj_kinematics only.
+        `data` needs mj_kinematics only. The link that carries the camera is not seen: it looks out
+        of a housing, and a camera misplaced by a centimetre would be inside of it.
         """
         turn = data.xmat[self._link].reshape(3, 3)
         eye = data.xpos[self._link] + turn @ self._position
         rays = self._rays @ (turn @ self._rotation).T
         mujoco.mj_multiRay(
-            self._model, data, eye, rays.ravel(), self._groups, True, -1,
+            self._model, data, eye, rays.ravel(), self._groups, True, self._link,
             self._geom, self._distance, None, len(rays), FARTHEST_M,
         )  # fmt: skip
         depth = np.where(self._distance < 0.0, 0.0, self._distance * self._per_range)

@@ -131,7 +131,7 @@ class CameraNoise(Strict):
     sigma_square: Range = (0.005, 0.015)
     """1/m, what it grows by with the square of the depth"""
     edge_px: Range = (0.0, 2.0)
-    """pixels by which near things grow over far ones, or fly between them"""
+    """pixels, rounded up, by which near things grow over far ones, or fly between them"""
     holes: Range = (0.0, 0.3)
     """share of the picture without depth, in blocks"""
     near_m: Range = (0.2, 0.3)

@@ -17,6 +17,7 @@ from robot.runs import CameraNoise
 
 BLOCKS = 5  # rectangles that holes are made of
 EDGE = 0.05  # of the depth: a greater step from pixel to pixel is an edge
+BEYOND_M = np.float32(1e3)  # where nothing is seen
 FATTENED, FLYING = 0.5, 0.25  # shares of the pixels beside an edge
 SMALLEST_M = 1e-3  # a pixel stays a pixel: 0 would mean that nothing was seen
 
@@ -68,18 +69,17 @@ def _blur_edges(
     depth: NDArray[np.float32], edge_px: NDArray[np.float32], rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Near things grow sideways over far ones, as block matching makes them; some pixels fly."""
-    far = np.where(depth > 0.0, depth, np.inf)
+    seen = depth > 0.0
+    far = np.where(seen, depth, BEYOND_M)
     near = far.copy()
     for shift in (1, 2):
-        reached = edge_px >= shift
-        for side in (np.roll(far, shift, axis=2), np.roll(far, -shift, axis=2)):
-            side[..., :shift] = side[..., -shift:] = np.inf  # what went round the edge
-            near = np.where(reached, np.minimum(near, side), near)
-    beside = np.isfinite(near) & (far - near > EDGE * near)
-    fate = rng.random(depth.shape, np.float32)
-    between = near + (np.where(np.isfinite(far), far, near) - near) * rng.random(
-        depth.shape, np.float32
-    )
+        grown = near.copy()
+        grown[..., shift:] = np.minimum(grown[..., shift:], far[..., :-shift])
+        grown[..., :-shift] = np.minimum(grown[..., :-shift], far[..., shift:])
+        near = np.where(edge_px > shift - 1, grown, near)
+    beside = far - near > EDGE * near
+    fate, share = rng.random((2, *depth.shape), np.float32)
+    between = near + (np.where(seen, depth, near) - near) * share
     out = np.where(beside & (fate < FATTENED), near, depth)
     flies = beside & (fate >= FATTENED) & (fate < FATTENED + FLYING)
     return np.where(flies, between, out).astype(np.float32)
