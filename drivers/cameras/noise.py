@@ -36,7 +36,8 @@ class Draw:
 
 def draw(noise: CameraNoise, n: int, rng: np.random.Generator) -> Draw:
     """Uniformly from the ranges."""
-    return Draw(*(rng.uniform(*getattr(noise, f.name), n) for f in dataclasses.fields(Draw)))
+    ranges = [getattr(noise, field.name) for field in dataclasses.fields(Draw)]
+    return Draw(*(rng.uniform(low, high, n) for low, high in ranges))
 
 
 def disturb(
