@@ -56,6 +56,12 @@ class Run:
     """seed of the sensor noise"""
     collisions: Literal["full", "feet"] | None = None
     """collision geometry of the simulation"""
+    terrain: str | None = None
+    """simulation: ground to walk on, such as stairs-up; an unknown name lists them all"""
+    terrain_seed: int | None = None
+    """draws the terrain's sizes and places"""
+    difficulty: float | None = None
+    """m, of the terrain: height of a step, width of a gap and so on"""
     lockstep: bool = False
     """one process on simulated time: deterministic, faster than real time"""
     filter: bool = True
@@ -267,8 +273,9 @@ def _overrides(args: Run) -> dict[str, Any]:
     """Keys of the run file that the command line replaces."""
     given: dict[str, Any] = {
         "seed": args.seed, "provider": args.provider, "timing_factor": args.timing_factor,
-        "sim.collisions": args.collisions, "operator.arms": args.arms,
-        "camera.source": args.camera,
+        "sim.collisions": args.collisions, "sim.terrain.name": args.terrain,
+        "sim.terrain.seed": args.terrain_seed, "sim.terrain.difficulty": args.difficulty,
+        "operator.arms": args.arms, "camera.source": args.camera,
         "unsigned_policy": True if args.unsigned_policy else None,
         "log.enabled": args.log == "yes" if args.log else False if args.lockstep else None,
     }  # fmt: skip
@@ -433,7 +440,7 @@ def _write_video(
     from robot.model import load_robot
     from robot.video import write_clip
 
-    result["video"] = write_clip(args.video, load_robot(config.robot), poses)
+    result["video"] = write_clip(args.video, load_robot(config.robot), poses, config.sim.terrain)
 
 
 def _print_summary(result: dict[str, Any]) -> None:

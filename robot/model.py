@@ -25,6 +25,7 @@ from robot.config import (
     read_text,
 )
 from robot.messages import hash64
+from robot.terrain import FLAT, Terrain
 
 FloatArray = NDArray[np.float64]
 Collisions = Literal["full", "feet"]
@@ -215,13 +216,16 @@ def load_robot(name_or_path: str | Path) -> Robot:
     return _robot(file, path, mjcf)
 
 
-def build_spec(robot: Robot, collisions: Collisions = "full") -> mujoco.MjSpec:
-    """The robot on a floor, with light and sky, ready to be changed and compiled.
+def build_spec(
+    robot: Robot, collisions: Collisions = "full", terrain: Terrain = FLAT
+) -> mujoco.MjSpec:
+    """The robot on the ground, with light and sky, ready to be changed and compiled.
 
     Args:
         robot: gives the MJCF.
-        collisions: "feet" lets nothing but the floor and the feet's outer geoms touch, which is
+        collisions: "feet" lets nothing but the ground and the feet's outer geoms touch, which is
             faster; the file is the same.
+        terrain: boxes on the floor; geoms of the world in group 0.
     """
     spec = mujoco.MjSpec.from_file(str(robot.mjcf))
     if collisions == "feet":
@@ -233,12 +237,15 @@ def build_spec(robot: Robot, collisions: Collisions = "full") -> mujoco.MjSpec:
     _add_scene(spec)
     for calibration in robot.cameras.values():
         add_camera(spec, calibration)
+    _add_terrain(spec, terrain)
     return spec
 
 
-def compile_model(robot: Robot, collisions: Collisions = "full") -> mujoco.MjModel:
+def compile_model(
+    robot: Robot, collisions: Collisions = "full", terrain: Terrain = FLAT
+) -> mujoco.MjModel:
     """The compiled scene of build_spec."""
-    return build_spec(robot, collisions).compile()
+    return build_spec(robot, collisions, terrain).compile()
 
 
 def motor_gains(
@@ -445,7 +452,7 @@ def _place_mistakes(file: RobotFile, model: mujoco.MjModel, folder: Path) -> Ite
 
 
 def _add_scene(spec: mujoco.MjSpec) -> None:
-    """Floor (geom "floor", to be deleted where terrain replaces it), lights, sky and haze."""
+    """Floor (geom "floor"), lights, sky and haze."""
     built = mujoco.mjtBuiltin
     spec.add_texture(
         name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=built.mjBUILTIN_GRADIENT,
@@ -476,3 +483,16 @@ def _add_scene(spec: mujoco.MjSpec) -> None:
     spec.visual.quality.shadowsize = 2048
     spec.visual.global_.offwidth, spec.visual.global_.offheight = 1920, 1080
     spec.stat.center, spec.stat.extent = [0, 0, 0.7], 2.0
+
+
+def _add_terrain(spec: mujoco.MjSpec, terrain: Terrain) -> None:
+    """Its boxes in two greys, so that a step shows from above, without shadows, which cost most."""
+    spec.geom("floor").pos = [0.0, 0.0, terrain.floor]
+    for i, box in enumerate(terrain.boxes):
+        quat = np.zeros(4)
+        mujoco.mju_mat2Quat(quat, box.rotation().ravel())
+        shade = (0.66, 0.76)[i // 2 % 2]
+        spec.worldbody.add_geom(
+            name=f"terrain{i}", type=mujoco.mjtGeom.mjGEOM_BOX, pos=box.centre(), quat=quat,
+            size=0.5 * np.array(box.size), rgba=[shade, shade, shade, 1], castshadow=False,
+        )  # fmt: skip

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from robot.config import CONFIGS, REPOSITORY, Strict, UserError, listing, load_yaml
 from robot.realtime import RealtimeConfig
@@ -36,6 +36,31 @@ class NoiseConfig(Strict):
     """m/s^2"""
 
 
+class TerrainConfig(Strict):
+    """The ground that a simulated robot walks on; it starts on a flat square of it."""
+
+    name: str = "flat"
+    """a row of robot.terrain.FAMILIES"""
+    seed: int = Field(default=0, ge=0)
+    """draws sizes and places"""
+    difficulty: float | None = Field(default=None, gt=0.0)
+    """m, what it measures depends on the family; null: the family's usual one"""
+
+    @field_validator("name", "difficulty")
+    @classmethod
+    def _exists(cls, given: Any, info: ValidationInfo) -> Any:
+        from robot.terrain import make_terrain  # with NumPy, which most commands need not load
+
+        try:
+            if info.field_name == "name":
+                make_terrain(given)
+            elif "name" in info.data:  # else that one was refused
+                make_terrain(info.data["name"], difficulty=given)
+        except UserError as error:
+            raise ValueError(error) from None
+        return given
+
+
 class SimConfig(Strict):
     """The simulated robot."""
 
@@ -47,6 +72,7 @@ class SimConfig(Strict):
     corner_speed: float = Field(default=1.0, gt=0.0, le=1.0)
     """share of the velocity limit up to which a motor has full torque; from there it falls to 0"""
     noise: NoiseConfig = NoiseConfig()
+    terrain: TerrainConfig = TerrainConfig()
 
 
 class UnitreeConfig(Strict):
@@ -256,6 +282,10 @@ class RunConfig(Strict):
             raise ValueError(
                 f"sim.actuator_delay_ms is {self.sim.actuator_delay_ms}; expected a whole number "
                 f"of control periods, {period * 1e3:g} ms each"
+            )
+        if self.driver != "sim" and self.sim.terrain.name != "flat":
+            raise ValueError(
+                f"sim.terrain {self.sim.terrain.name!r}: for driver 'sim' only, got {self.driver!r}"
             )
         if not self.simulated and (self.timing_factor != 1.0 or self.operator.automatic):
             raise ValueError("hardware runs with timing_factor 1 and without operator.automatic")

@@ -23,6 +23,7 @@ from robot.messages import Encoding, Frame, FrameClock, FrameSource, Truth
 from robot.model import Robot, compile_model
 from robot.raycast import DepthRays
 from robot.runs import RunConfig
+from robot.terrain import terrain_of
 
 EXPOSURE_NS = 8_000_000  # as a D435 indoors; all rows at once
 POLL_S = 0.004
@@ -81,7 +82,7 @@ class SimCamera:
         self._calibration, self._truths, self._now = calibration, truths, now
         self._noise = run.camera.noise
         self._rng = np.random.default_rng([run.seed, 1])  # not the sensors' noise
-        self._model = compile_model(robot)
+        self._model = compile_model(robot, terrain=terrain_of(run.sim.terrain))
         self._data = mujoco.MjData(self._model)
         really = calibration
         if self._noise:
