@@ -688,6 +688,18 @@ class RecorderStatus(Message):
     warning = Text(160, "what is wrong; empty if nothing is")
 
 
+class FrameFault(IntEnum):
+    """Why a frame is not looked at; NONE: it is."""
+
+    NONE = 0
+    CALIBRATION = 1
+    SIZE = 2
+    FROZEN = 3
+    BACKWARDS = 4
+    LATE = 5
+    BLACK = 6
+
+
 class Frame(Message):
     """One picture of a camera; stamped with the middle of its exposure."""
 
@@ -726,8 +738,51 @@ class Frame(Message):
     data = Array("uint8", "frame_bytes", "pixels, row 0 on top; z16 is little-endian, 0: no depth")
 
 
+class HeightMap(Message):
+    """The ground around the robot, as policies take it: one for each frame, and some without any.
+
+    Where `gate` is not 0 the heights are a flat plane under the feet, and nobody may trust more.
+    """
+
+    enums: ClassVar = {"fault": FrameFault}
+
+    now_ns = Scalar("int64", "time that the step was given", "ns", "monotonic")
+    frame_instance = Scalar("uint64", "frame consumed: its publisher's instance, 0 for none")
+    frame_seq = Scalar("uint64", "frame consumed")
+    state_instance = Scalar("uint64", "newest low_state consumed: its publisher's instance")
+    state_seq = Scalar("uint64", "newest low_state consumed")
+    t_mid_ns = Scalar("int64", "exposure of the newest frame in the map", "ns", "monotonic")
+    frames = Scalar("uint64", "frames put into the map so far")
+    missed = Scalar("uint64", "frames that did not reach us so far, or were too many")
+    base_height = Scalar("float64", "of the pelvis above the last sole that stood", "m")
+    heading = Scalar("float64", "yaw of the map, and of the pelvis", "rad", "odometry")
+    age_ms = Scalar("float32", "of the newest frame in the map, since its exposure; -1: none", "ms")
+    mean_std = Scalar("float32", "mean of std", "m")
+    contact_error = Scalar("float32", "map above the sole, last footfall; NaN: unseen", "m")
+    states = Scalar("uint32", "low_states consumed since the last step")
+    gate = Scalar("uint32", "why the heights are flat, bits of perception.GATE")
+    fault = Scalar("uint8", "why the frame consumed was dropped")
+    base_pos = Array("float64", 3, "place of the pelvis, amid the heights", "m", "odometry")
+    refused = Array("uint64", len(FrameFault), "frames dropped so far, by the rows of fault")
+    height = Array("float32", 187, "pelvis z minus ground z; y -0.5 to 0.5 m outer, x -0.8 to 0.8 "
+                   "inner, every 0.1", "m", "yaw of the pelvis")  # fmt: skip
+    std = Array("float32", 187, "standard deviation of the map's height", "m")
+    cell_age = Array("float32", 187, "since the cell was seen, or since the map began", "s")
+
+
+class PerceptionTiming(Message):
+    """How long each stage from light to height_map took; replay does not compare it."""
+
+    frame_seq = Scalar("uint64", "frame that this is about")
+    capture_ms = Scalar("float32", "middle of exposure to receipt by the camera's driver", "ms")
+    driver_ms = Scalar("float32", "receipt to publication of the frame", "ms")
+    bus_ms = Scalar("float32", "publication to being taken up by perception", "ms")
+    compute_ms = Scalar("float32", "taken up to publication of the height map", "ms")
+    total_ms = Scalar("float32", "middle of exposure to publication of the height map", "ms")
+
+
 MESSAGES: tuple[type[Message], ...] = (
     LowState, LowCmd, PolicyInput, Target, PolicyInfo, Command, Request, Status, Intervention,
     Timing, Truth, Heartbeat, Consumed, Snapshot, ClockMap, Event, RecorderStatus, Health,
-    Frame,
+    Frame, HeightMap, PerceptionTiming,
 )  # fmt: skip

@@ -58,6 +58,8 @@ NODES: tuple[Row, ...] = (
         "robot is damped first; an operator must arm", "runs the policy, one target per input"),
     Row("camera", "robot.camera_node", lambda run: run.camera.source != "none",
         "with a camera", "low", "with back-off", "pictures of the camera in the head"),
+    Row("perception", "robot.perception_node", lambda run: run.camera.source != "none",
+        "with a camera", "low", "with back-off", "turns pictures into the ground around the robot"),
     Row("console", "robot.console.node", lambda run: run.console.enabled,
         "unless --headless, or with --console yes", "normal", "with back-off",
         "drives and shows the robot in a browser"),

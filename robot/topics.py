@@ -14,10 +14,12 @@ from robot.messages import (
     Frame,
     Health,
     Heartbeat,
+    HeightMap,
     Intervention,
     LowCmd,
     LowState,
     Message,
+    PerceptionTiming,
     PolicyInfo,
     PolicyInput,
     RecorderStatus,
@@ -88,6 +90,8 @@ TOPICS: tuple[Topic, ...] = (
     Topic("clock", ClockMap, "1 Hz", "recorder", True, "monotonic against wall clock"),
     Topic("event", Event, "on event", "recorder", True, "start, end with reason, remarks"),
     Topic("frame.head", Frame, "camera", "camera", True, "pictures of the camera in the head"),
+    Topic("height_map", HeightMap, "camera", "perception", True, "the ground around the robot"),
+    Topic("perception_timing", PerceptionTiming, "camera", "perception", True, "from light to map"),
     *(
         Topic(f"command.{s.name}", Command, "20 Hz", s.node, True, f"wish of {s.doc}")
         for s in SOURCES

@@ -693,6 +693,10 @@ def replay(
     stages = [control()]
     if "target" in log.topics and log.topics["target"].count:
         stages.append(PilotReplay(log, run, used, policy)())
+    if "height_map" in log.topics and log.topics["height_map"].count:
+        from sim2real.replay_perception import PerceptionReplay  # which stands on this module
+
+        stages.append(PerceptionReplay(log, run, used)())
     nothing = not stages[0].steps or control.modes <= {Mode.PASSIVE.name}
     different = any(stage.different for stage in stages)
     return {

@@ -19,6 +19,7 @@ from robot.clock import now_ns
 from robot.console.access import TOKEN_LIFE_NS, Access, Bucket, Role, Visit
 from robot.console.chaos import Chaos
 from robot.console.clock import BrowserClock
+from robot.console.eyes import Eyes
 from robot.console.operators import (
     DEADMAN_NS,
     FULL_NS,
@@ -94,6 +95,7 @@ class Desk:
         self.operators = Operators(node.codecs, node.config.timing_factor)
         self.picture = Picture(node.robot, node.config)
         self.shapes = Shapes(node.robot)
+        self.eyes = Eyes()
         self.chaos = Chaos()
         self._draw = random.Random()
         self._log = Bucket(rate=1.0, burst=20)
@@ -207,6 +209,7 @@ class Desk:
         elif isinstance(message, PolicyInfo):
             self.operators.hear_policy(message)
         self.picture.hear(message, _wall())
+        self.eyes.hear(message)
         answered = self._tell_answers()
         return answered or self.operators.mode != before
 
@@ -260,10 +263,13 @@ class Desk:
         """Everything else: what is the same for all is encoded once."""
         if not self.pages:
             return
+        seen = self.eyes.to_dict(now)
         common = json.dumps(self.picture.to_dict(now) | {"rehearsed": self.chaos != Chaos()})
         for page in self.pages:
             you = json.dumps(self._you(page))
             page.line.offer("state", f'{{"t":"state","all":{common},"you":{you}}}')
+            if seen:
+                page.line.tell("eyes", **seen)
             if page.told != self.picture.events_told:
                 page.told = self.picture.events_told
                 page.line.tell("events", events=list(self.picture.events))

@@ -1,6 +1,7 @@
 // Joins the page's parts: what the server says goes to panels, picture and plots; what hands do, back.
 
 import {Drive} from "./drive.js";
+import {Eyes} from "./eyes.js";
 import {Link} from "./link.js";
 import {ASK, Panels} from "./panels.js";
 import {Plots} from "./plots.js";
@@ -11,6 +12,7 @@ if (location.search) history.replaceState(null, "", "/"); // the token has done 
 
 const view = new View($("view"), $("scene-note"));
 const plots = new Plots($("plots"), $("signal-add"));
+const eyes = new Eyes($("eyes"));
 const panels = new Panels((name) => link.ask(ASK[name]));
 const link = new Link({
   link(open) {
@@ -37,6 +39,7 @@ const link = new Link({
     $("hud").textContent = [view.gl && `${view.rate.toFixed(0)} pictures/s`, drive.padNote].filter(Boolean).join("\n");
   },
   pose(poses) { view.show(poses); },
+  eyes(seen) { eyes.show(seen); },
   events({events}) { panels.events(events); },
   answer(answer) { panels.answer(answer); },
   invite({role, address}) { $("invite-link").textContent = `${address}  (once, to ${role}, for ten minutes)`; },
