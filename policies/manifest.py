@@ -178,9 +178,9 @@ def input_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
         "joint_vel": observed,  # rad/s
         "imu_quat_wxyz": (1, 4),  # IMU in the world
         "imu_gyro": (1, 3),  # rad/s, in the IMU's frame
-        "base_lin_vel": (1, 3),  # m/s, of the pelvis in its own frame, estimated
         "command": (1, len(VELOCITIES) + len(manifest.arm_joints)),
         "first": (1, 1),  # 1 on the first step of an episode, else 0
+        "base_lin_vel": (1, 3),  # m/s, of the pelvis in its own frame, estimated
         **{f"carry_{carry.name}": carry.shape for carry in manifest.carry},
     }
 
