@@ -4,6 +4,15 @@ Whichever points of the soles stand still carry the estimate: what they do relat
 what the pelvis does in the world, backwards. Nothing tells which points those are. They are low,
 and they move as the last estimate says that resting points should. The yaw is the IMU's, so it
 drifts with it, and where everything slips nothing is known.
+
+Measured in tests/test_estimator.py, on walks of the shipped policy at 0.4 m/s with a simulated
+run's sensor noise; on a robot it was not tried. Root mean square error of the velocity in m/s,
+and drift per metre walked:
+
+|                          | ahead, sideways | up   | level | height |
+| walking                  | 0.04, 0.04      | 0.14 | 4 %   | 1.2 %  |
+| soles with half friction | 0.04, 0.03      | 0.14 | 2 %   | 1.6 %  |
+| pushed, 6 N s a second   | 0.05, 0.04      | 0.12 | 4 %   | 1.3 %  |
 """
 
 from __future__ import annotations
@@ -19,15 +28,18 @@ from robot.model import Robot
 FloatArray = NDArray[np.float64]
 
 FEET = ("left_foot", "right_foot")  # sites of the MJCF, on the soles
-# What speaks against a point, in powers of e: it moves by STILL more than a resting one would, it is
-# LOW above the lowest of its foot, its foot is FOOT_LOW above the other one. The last counts up to
-# FOOT_MOST only: two feet on level ground share the load by height, two on a stair by rest.
+# What speaks against a point, in powers of e: it moves by STILL more than a resting one would, it
+# is LOW above the lowest of its foot, its foot is FOOT_LOW above the other one. The last counts up
+# to FOOT_MOST only: two feet on level ground share the load by height, two on a stair by rest.
 STILL = 0.4  # m/s
 LOW = FOOT_LOW = 0.005  # m
 FOOT_MOST = 0.015  # m
 DIFFERENCES = 0.3  # share of differences of positions in a velocity; the rest is joint velocities
 SMOOTH_S = 0.03  # time constant of the velocity
 GAP_NS = 100_000_000  # without measurements for longer, where the robot went is not known
+
+
+_NEXT, _LAST = np.array([1, 2, 0]), np.array([2, 0, 1])
 
 
 class Estimator:
@@ -102,10 +114,11 @@ class Estimator:
         doubt = restless + (height - lowest) / LOW + above / FOOT_LOW
         weight = np.exp(doubt.min() - doubt)
         weight /= weight.sum()
-        self.position -= np.einsum("fc,fcx->x", weight, moved)
+        every = weight.reshape(-1)
+        self.position -= every @ moved.reshape(-1, 3)
         dt = min(max(dt_ns, 0), GAP_NS) * 1e-9
         gain = dt / (SMOOTH_S + dt)
-        self.velocity_w -= gain * (self.velocity_w + np.einsum("fc,fcx->x", weight, flow))
+        self.velocity_w -= gain * (self.velocity_w + every @ flow.reshape(-1, 3))
         self._points[:], self.time_ns = points, time_ns
         turn = self._data.xmat[1].reshape(3, 3)
         self.velocity_b, self.heading = self.velocity_w @ turn, math.atan2(turn[1, 0], turn[0, 0])
@@ -133,12 +146,14 @@ class Estimator:
         arms = self._corners @ turn.transpose(0, 2, 1)
         points = arms + data.xpos[self._bodies][:, None]
         spin, speed = twists[:, None, :3], twists[:, None, 3:]
-        flow = speed + np.cross(spin, arms)
+        # np.cross takes three times as long on arrays as small as these.
+        turning = spin[..., _NEXT] * arms[..., _LAST] - spin[..., _LAST] * arms[..., _NEXT]
+        flow = speed + turning
         return points, flow
 
 
 def _legs(robot: Robot) -> tuple[mujoco.MjModel, FloatArray]:
-    """The pelvis with its legs alone, and (2, 4, 3) corners of the soles in their bodies' frames."""
+    """The pelvis with its legs alone, and (2, 4, 3) m, corners of the soles in their bodies."""
     spec = mujoco.MjSpec.from_file(str(robot.mjcf))
     for thing in (*spec.sensors, *spec.actuators, *spec.cameras, *spec.excludes):
         spec.delete(thing)

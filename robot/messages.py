@@ -485,6 +485,26 @@ class Target(Message):
     damping = Array("float64", "joints", "velocity gains", "N m s/rad")
 
 
+class Odometry(Message):
+    """Where the pilot believes the robot is and how it moves, from joints and IMU alone.
+
+    The odometry frame begins under the pelvis with its soles at height 0; its yaw is the IMU's.
+    """
+
+    now_ns = Scalar("int64", "time that the pilot's step was given", "ns", "monotonic")
+    robot_time_ns = Scalar("int64", "the robot's own clock of the measurement", "ns")
+    input_instance = Scalar("uint64", "policy_input consumed: its publisher's instance")
+    input_seq = Scalar("uint64", "policy_input consumed")
+    heading = Scalar("float64", "yaw of the pelvis", "rad", "odometry")
+    height = Scalar("float64", "pelvis above the sole that carries most", "m")
+    base_pos = Array("float64", 3, "position of the pelvis", "m", "odometry")
+    base_quat_wxyz = Array("float64", 4, "orientation of the pelvis", "1", "odometry")
+    base_lin_vel_b = Array("float64", 3, "velocity of the pelvis", "m/s", "body")
+    share = Array("float64", 2, "how much of the estimate stands on the left, the right foot", "1")
+    left_sole = Array("float64", 3, "middle of the left sole", "m", "odometry")
+    right_sole = Array("float64", 3, "middle of the right sole", "m", "odometry")
+
+
 class PolicyInfo(Message):
     """What the pilot has loaded; repeated once a second so that late joiners learn it."""
 
@@ -784,5 +804,5 @@ class PerceptionTiming(Message):
 MESSAGES: tuple[type[Message], ...] = (
     LowState, LowCmd, PolicyInput, Target, PolicyInfo, Command, Request, Status, Intervention,
     Timing, Truth, Heartbeat, Consumed, Snapshot, ClockMap, Event, RecorderStatus, Health,
-    Frame, HeightMap, PerceptionTiming,
+    Frame, HeightMap, PerceptionTiming, Odometry,
 )  # fmt: skip
