@@ -19,6 +19,7 @@ from robot.messages import Health, LowCmd, LowState, Truth
 from robot.model import Robot, compile_model
 from robot.runs import SimConfig
 from robot.safety import block
+from robot.terrain import terrain_of
 
 FREE_POS, FREE_VEL = 7, 6  # the floating base comes first in qpos and qvel
 NOISE_TICKS = 64  # sensor noise is drawn for so many ticks at once
@@ -44,7 +45,7 @@ class SimDriver:
             raise UserError(f"{robot.path}: imu: {robot.imu!r}; this driver simulates the pelvis'")
         self.robot, self.config = robot, config
         self.physics_cpu_ns = 0
-        self.model = compile_model(robot, config.collisions)
+        self.model = compile_model(robot, config.collisions, terrain_of(config.terrain))
         self.model.opt.timestep = config.physics_dt
         self.data = mujoco.MjData(self.model)
         self._period_ns, self._time_ns = period_ns, 0

@@ -180,6 +180,7 @@ def input_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
         "imu_gyro": (1, 3),  # rad/s, in the IMU's frame
         "command": (1, len(VELOCITIES) + len(manifest.arm_joints)),
         "first": (1, 1),  # 1 on the first step of an episode, else 0
+        "base_lin_vel": (1, 3),  # m/s, of the pelvis in its own frame, estimated
         **{f"carry_{carry.name}": carry.shape for carry in manifest.carry},
     }
 

@@ -110,6 +110,7 @@ class PolicySession:
             for name in carried:  # what this turn puts out is what the other turn takes in
                 binding.bind_ortvalue_input(name, self._carry[turn][name])
                 binding.bind_ortvalue_output(f"{name}_next", self._carry[1 - turn][name])
+        self.reads_base_lin_vel = "base_lin_vel" in read
         self._outputs = outputs  # the bindings hold addresses only
         self._run = session.run_with_iobinding
         self._turn = 0
@@ -278,6 +279,7 @@ def golden_inputs(manifest: Manifest, steps: int = 12, seed: int = 0) -> dict[st
         "imu_gyro": 0.3 * rng.standard_normal((steps, 3)),
         "command": command,
         "first": np.eye(steps, 1),
+        "base_lin_vel": 0.3 * rng.standard_normal((steps, 3)),
     }
     return {name: rows.astype(np.float32) for name, rows in inputs.items()}
 

@@ -194,14 +194,14 @@ class World:
         feet = sorted({int(model.geom_bodyid[i]) for i in geoms})
         self.foot_of_geom = np.full(model.ngeom, -1)  # geom -> row of feet, -1: no foot
         self.foot_of_geom[geoms] = [feet.index(int(model.geom_bodyid[i])) for i in geoms]
-        self.feet, self.floor = feet, model.geom("floor").id
+        self.feet, self.ground = feet, model.geom_bodyid == 0
         self.mass = float(model.body_mass.sum())
 
     def contacts(self) -> NDArray[np.bool_]:
-        """(feet,) which feet touch the floor."""
+        """(feet,) which feet touch the ground."""
         pairs = self.driver.data.contact.geom
-        other = np.where(pairs[:, 0] == self.floor, pairs[:, 1], pairs[:, 0])
-        other = other[(pairs == self.floor).any(axis=1)]
+        ground = self.ground[pairs]
+        other = np.where(ground[:, 0], pairs[:, 1], pairs[:, 0])[ground.any(axis=1)]
         touching = np.zeros(len(self.feet), bool)
         rows = self.foot_of_geom[other]
         touching[rows[rows >= 0]] = True

@@ -17,6 +17,7 @@ from rich.table import Table
 from policies.eval_commands import Eval, run_eval
 from policies.train_commands import Train, bench_train, train
 from robot import log_commands
+from robot.camera_commands import CameraTool, camera
 from robot.config import UserError, check_positive, check_writable, listing
 from robot.doctor import Doctor, doctor
 from robot.log_commands import LogTool, Replay
@@ -55,6 +56,12 @@ class Run:
     """seed of the sensor noise"""
     collisions: Literal["full", "feet"] | None = None
     """collision geometry of the simulation"""
+    terrain: str | None = None
+    """simulation: ground to walk on, such as stairs-up; an unknown name lists them all"""
+    terrain_seed: int | None = None
+    """draws the terrain's sizes and places"""
+    difficulty: float | None = None
+    """m, of the terrain: height of a step, width of a gap and so on"""
     lockstep: bool = False
     """one process on simulated time: deterministic, faster than real time"""
     filter: bool = True
@@ -72,6 +79,8 @@ class Run:
     """drive by a gamepad plugged into this computer"""
     log: Literal["yes", "no"] | None = None
     """leave a log of the run; default: yes, with --lockstep no"""
+    camera: Literal["none", "sim", "v4l2", "replay"] | None = None
+    """what publishes pictures; details are the run file's"""
     unsigned_policy: bool = False
     """hardware and emulator: run a policy that nobody trusted has signed"""
     interface: str | None = None
@@ -217,6 +226,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Emulate, tyro.conf.subcommand("emulate")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[CameraTool, tyro.conf.subcommand("camera")]
 )
 
 
@@ -251,6 +261,8 @@ def run(args: Run) -> int:
         raise UserError("--no-filter: the safety filter can be switched off in --lockstep only")
     if not config.simulated and args.lockstep:
         raise UserError(f"--lockstep: driver {config.driver!r} is no simulation")
+    if args.lockstep and args.camera not in (None, "none"):
+        raise UserError(f"--camera {args.camera}: not in --lockstep, which runs no camera")
     check_writable(args.json, args.video)
     _check_robot(config)
     if not args.lockstep:
@@ -268,7 +280,9 @@ def _overrides(args: Run) -> dict[str, Any]:
     """Keys of the run file that the command line replaces."""
     given: dict[str, Any] = {
         "seed": args.seed, "provider": args.provider, "timing_factor": args.timing_factor,
-        "sim.collisions": args.collisions, "operator.arms": args.arms,
+        "sim.collisions": args.collisions, "sim.terrain.name": args.terrain,
+        "sim.terrain.seed": args.terrain_seed, "sim.terrain.difficulty": args.difficulty,
+        "operator.arms": args.arms, "camera.source": args.camera,
         "unsigned_policy": True if args.unsigned_policy else None,
         "operator.gamepad": True if args.gamepad else None,
         "log.enabled": args.log == "yes" if args.log else False if args.lockstep else None,
@@ -451,7 +465,7 @@ def _write_video(
     from robot.model import load_robot
     from robot.video import write_clip
 
-    result["video"] = write_clip(args.video, load_robot(config.robot), poses)
+    result["video"] = write_clip(args.video, load_robot(config.robot), poses, config.sim.terrain)
 
 
 def _print_summary(result: dict[str, Any]) -> None:
@@ -674,7 +688,7 @@ RUNNERS: dict[type, Any] = {
     PolicyImport: policy_import, PolicyShow: policy_show, PolicyCheck: policy_check,
     PolicySign: policy_sign, PolicyVerify: policy_verify,
     **log_commands.RUNNERS, Eval: run_eval, Train: train,
-    Emulate: emulate, Doctor: doctor,
+    Emulate: emulate, Doctor: doctor, CameraTool: camera,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -426,6 +426,7 @@ def describe_run(run: RunConfig, robot: Robot) -> tuple[dict[str, str], dict[str
     }
     attachments = {"run.json": run.model_dump_json(indent=1).encode()}
     files = {"robot.yaml": robot.path, robot.mjcf.name: robot.mjcf}
+    files |= {camera.path.name: camera.path for camera in robot.cameras.values()}
     for name, path in {**files, **({"policy.onnx": run.policy} if run.policy else {})}.items():
         with contextlib.suppress(OSError):
             attachments[name] = path.read_bytes()

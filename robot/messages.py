@@ -76,6 +76,40 @@ class EventKind(IntEnum):
     EPISODE_END = 5
 
 
+class Encoding(IntEnum):
+    """What the pixels of a `Frame` are."""
+
+    RGB8 = 0
+    BGR8 = 1
+    GRAY8 = 2
+    Z16 = 3
+    JPEG = 4
+
+
+class DepthKind(IntEnum):
+    """Along what the depth of a pixel is measured."""
+
+    NONE = 0
+    Z = 1  # along the optical axis
+    RANGE = 2  # along the pixel's own ray
+
+
+class FrameSource(IntEnum):
+    """Where a `Frame` is from."""
+
+    SIM = 0
+    REAL = 1
+    REPLAY = 2
+
+
+class FrameClock(IntEnum):
+    """Which clock a frame's exposure was told by."""
+
+    MONOTONIC = 0
+    BOOTTIME = 1
+    SIM = 2
+
+
 class _Field:
     """One field of a message: ROS type, shape, unit, frame and a sentence.
 
@@ -453,6 +487,26 @@ class Target(Message):
     damping = Array("float64", "joints", "velocity gains", "N m s/rad")
 
 
+class Odometry(Message):
+    """Where the pilot believes the robot is and how it moves, from joints and IMU alone.
+
+    The odometry frame begins under the pelvis with its soles at height 0; its yaw is the IMU's.
+    """
+
+    now_ns = Scalar("int64", "time that the pilot's step was given", "ns", "monotonic")
+    robot_time_ns = Scalar("int64", "the robot's own clock of the measurement", "ns")
+    input_instance = Scalar("uint64", "policy_input consumed: its publisher's instance")
+    input_seq = Scalar("uint64", "policy_input consumed")
+    heading = Scalar("float64", "yaw of the pelvis", "rad", "odometry")
+    height = Scalar("float64", "pelvis above the sole that carries most", "m")
+    base_pos = Array("float64", 3, "position of the pelvis", "m", "odometry")
+    base_quat_wxyz = Array("float64", 4, "orientation of the pelvis", "1", "odometry")
+    base_lin_vel_b = Array("float64", 3, "velocity of the pelvis", "m/s", "body")
+    share = Array("float64", 2, "how much of the estimate stands on the left, the right foot", "1")
+    left_sole = Array("float64", 3, "middle of the left sole", "m", "odometry")
+    right_sole = Array("float64", 3, "middle of the right sole", "m", "odometry")
+
+
 class PolicyInfo(Message):
     """What the pilot has loaded; repeated once a second so that late joiners learn it."""
 
@@ -657,7 +711,101 @@ class RecorderStatus(Message):
     warning = Text(160, "what is wrong; empty if nothing is")
 
 
+class FrameFault(IntEnum):
+    """Why a frame is not looked at; NONE: it is."""
+
+    NONE = 0
+    CALIBRATION = 1
+    SIZE = 2
+    FROZEN = 3
+    BACKWARDS = 4
+    LATE = 5
+    BLACK = 6
+
+
+class Frame(Message):
+    """One picture of a camera; stamped with the middle of its exposure."""
+
+    enums: ClassVar = {
+        "encoding": Encoding, "depth_kind": DepthKind, "source": FrameSource, "clock": FrameClock,
+    }  # fmt: skip
+
+    frame_id = Scalar("uint64", "the camera's own counter; a frozen camera repeats it")
+    dropped = Scalar("uint64", "frames that the camera or its driver lost so far")
+    calib_hash = Scalar("uint64", "calibration that this was taken with")
+    t_sof_ns = Scalar("int64", "exposure of the first row begins", "ns", "monotonic")
+    t_mid_ns = Scalar("int64", "middle of the exposure of the middle row", "ns", "monotonic")
+    t_eof_ns = Scalar("int64", "exposure of the last row ends", "ns", "monotonic")
+    t_recv_ns = Scalar("int64", "we had it", "ns", "monotonic")
+    t_pub_ns = Scalar("int64", "it was published", "ns", "monotonic")
+    clock_err_ns = Scalar("int64", "by how much these times may be wrong", "ns")
+    sim_time_ns = Scalar("int64", "simulated time of the middle of the exposure", "ns")
+    row_readout_ns = Scalar("uint32", "from row to row; 0: all rows at once", "ns")
+    exposure_us = Scalar("float32", "exposure of a row; 0: not known", "us")
+    gain = Scalar("float32", "amplification; 0: not known", "1")
+    depth_scale_m = Scalar("float32", "of one step of a z16 pixel", "m")
+    width = Scalar("uint32", "columns of the picture", "pixel")
+    height = Scalar("uint32", "rows of the picture", "pixel")
+    stride = Scalar("uint32", "bytes of a row; 0 of JPEG", "bytes")
+    size = Scalar("uint32", "bytes of data that count", "bytes")
+    encoding = Scalar("uint8", "what the pixels are")
+    depth_kind = Scalar("uint8", "what depth means")
+    source = Scalar("uint8", "where it is from")
+    clock = Scalar("uint8", "which clock told the exposure, before it was put on ours")
+    intrinsics = Array("float64", 4, "fx, fy, cx, cy; pixel centres at +0.5", "pixel")
+    camera_pos = Array("float64", 3, "place of the camera", "m", "its link")
+    camera_quat_wxyz = Array(
+        "float64", 4, "optical axes: x right, y down, z forward", "1", "its link"
+    )
+    camera_id = Text(15, "name of the camera")
+    data = Array("uint8", "frame_bytes", "pixels, row 0 on top; z16 is little-endian, 0: no depth")
+
+
+class HeightMap(Message):
+    """The ground around the robot, as policies take it: one for each frame, and some without any.
+
+    Where `gate` is not 0 the heights are a flat plane under the feet, and nobody may trust more.
+    """
+
+    enums: ClassVar = {"fault": FrameFault}
+
+    now_ns = Scalar("int64", "time that the step was given", "ns", "monotonic")
+    frame_instance = Scalar("uint64", "frame consumed: its publisher's instance, 0 for none")
+    frame_seq = Scalar("uint64", "frame consumed")
+    state_instance = Scalar("uint64", "newest low_state consumed: its publisher's instance")
+    state_seq = Scalar("uint64", "newest low_state consumed")
+    t_mid_ns = Scalar("int64", "exposure of the newest frame in the map", "ns", "monotonic")
+    frames = Scalar("uint64", "frames put into the map so far")
+    missed = Scalar("uint64", "frames that did not reach us so far, or were too many")
+    base_height = Scalar("float64", "of the pelvis above the last sole that stood", "m")
+    heading = Scalar("float64", "yaw of the map, and of the pelvis", "rad", "odometry")
+    age_ms = Scalar("float32", "of the newest frame in the map, since its exposure; -1: none", "ms")
+    mean_std = Scalar("float32", "mean of std", "m")
+    contact_error = Scalar("float32", "map above the sole, last footfall; NaN: unseen", "m")
+    states = Scalar("uint32", "low_states consumed since the last step")
+    gate = Scalar("uint32", "why the heights are flat, bits of perception.GATE")
+    fault = Scalar("uint8", "why the frame consumed was dropped")
+    base_pos = Array("float64", 3, "place of the pelvis, amid the heights", "m", "odometry")
+    refused = Array("uint64", len(FrameFault), "frames dropped so far, by the rows of fault")
+    height = Array("float32", 187, "pelvis z minus ground z; y -0.5 to 0.5 m outer, x -0.8 to 0.8 "
+                   "inner, every 0.1", "m", "yaw of the pelvis")  # fmt: skip
+    std = Array("float32", 187, "standard deviation of the map's height", "m")
+    cell_age = Array("float32", 187, "since the cell was seen, or since the map began", "s")
+
+
+class PerceptionTiming(Message):
+    """How long each stage from light to height_map took; replay does not compare it."""
+
+    frame_seq = Scalar("uint64", "frame that this is about")
+    capture_ms = Scalar("float32", "middle of exposure to receipt by the camera's driver", "ms")
+    driver_ms = Scalar("float32", "receipt to publication of the frame", "ms")
+    bus_ms = Scalar("float32", "publication to being taken up by perception", "ms")
+    compute_ms = Scalar("float32", "taken up to publication of the height map", "ms")
+    total_ms = Scalar("float32", "middle of exposure to publication of the height map", "ms")
+
+
 MESSAGES: tuple[type[Message], ...] = (
     LowState, LowCmd, PolicyInput, Target, PolicyInfo, Command, Request, Status, Intervention,
     Timing, Truth, Heartbeat, Consumed, Snapshot, ClockMap, Event, RecorderStatus, Health,
+    Frame, HeightMap, PerceptionTiming, Odometry,
 )  # fmt: skip

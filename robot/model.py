@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import AfterValidator, Field, model_validator
 
+from robot.calibration import Calibration, add_camera, load_calibration
 from robot.config import (
     CONFIGS,
     REPOSITORY,
@@ -24,6 +25,7 @@ from robot.config import (
     read_text,
 )
 from robot.messages import hash64
+from robot.terrain import FLAT, Terrain
 
 FloatArray = NDArray[np.float64]
 Collisions = Literal["full", "feet"]
@@ -136,6 +138,8 @@ class RobotFile(Strict):
     joints: Annotated[list[JointRow], Field(min_length=1)]
     safety: SafetyLimits
     gantry: Gantry
+    cameras: dict[str, str] = Field(default_factory=dict)
+    """Name of a camera to its calibration file beside robot.yaml."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,8 @@ class Robot:
     """(N,) N m s/rad."""
     safety: SafetyLimits
     gantry: Gantry
+    cameras: dict[str, Calibration]
+    """By name."""
 
     @property
     def num_joints(self) -> int:
@@ -184,7 +190,10 @@ class Robot:
     @property
     def dims(self) -> dict[str, int]:
         """Lengths of the message sequences, by the names that messages use."""
-        return {"joints": self.num_joints, "arm_joints": len(self.arm_joints)}
+        largest = max((c.file.frame_bytes for c in self.cameras.values()), default=1)
+        return {
+            "joints": self.num_joints, "arm_joints": len(self.arm_joints), "frame_bytes": largest,
+        }  # fmt: skip
 
 
 def load_robot(name_or_path: str | Path) -> Robot:
@@ -207,13 +216,16 @@ def load_robot(name_or_path: str | Path) -> Robot:
     return _robot(file, path, mjcf)
 
 
-def build_spec(robot: Robot, collisions: Collisions = "full") -> mujoco.MjSpec:
-    """The robot on a floor, with light and sky, ready to be changed and compiled.
+def build_spec(
+    robot: Robot, collisions: Collisions = "full", terrain: Terrain = FLAT
+) -> mujoco.MjSpec:
+    """The robot on the ground, with light and sky, ready to be changed and compiled.
 
     Args:
         robot: gives the MJCF.
-        collisions: "feet" lets nothing but the floor and the feet's outer geoms touch, which is
+        collisions: "feet" lets nothing but the ground and the feet's outer geoms touch, which is
             faster; the file is the same.
+        terrain: boxes on the floor; geoms of the world in group 0.
     """
     spec = mujoco.MjSpec.from_file(str(robot.mjcf))
     if collisions == "feet":
@@ -223,12 +235,17 @@ def build_spec(robot: Robot, collisions: Collisions = "full") -> mujoco.MjSpec:
             else:
                 geom.contype = 0  # the floor touches it, the other foot does not
     _add_scene(spec)
+    for calibration in robot.cameras.values():
+        add_camera(spec, calibration)
+    _add_terrain(spec, terrain)
     return spec
 
 
-def compile_model(robot: Robot, collisions: Collisions = "full") -> mujoco.MjModel:
+def compile_model(
+    robot: Robot, collisions: Collisions = "full", terrain: Terrain = FLAT
+) -> mujoco.MjModel:
     """The compiled scene of build_spec."""
-    return build_spec(robot, collisions).compile()
+    return build_spec(robot, collisions, terrain).compile()
 
 
 def motor_gains(
@@ -291,6 +308,7 @@ def _robot(file: RobotFile, path: Path, mjcf: Path) -> Robot:
         damping_max=column(motors, "damping_max"),
         safety=file.safety,
         gantry=file.gantry,
+        cameras={name: load_calibration(path.parent / at) for name, at in file.cameras.items()},
     )
 
 
@@ -317,7 +335,7 @@ def _mistakes(file: RobotFile, mjcf: Path) -> Iterator[Mistake]:
     yield from _name_mistakes(file, model)
     for at, row in enumerate(file.joints):
         yield from _figure_mistakes(at, row, file, model)
-    yield from _place_mistakes(file, model)
+    yield from _place_mistakes(file, model, mjcf.parent)
     yield from _braking_mistakes(file, model)
 
 
@@ -412,7 +430,7 @@ def _figures(values: ArrayLike) -> str:
     return flat[0] if len(flat) == 1 else f"[{', '.join(flat)}]"
 
 
-def _place_mistakes(file: RobotFile, model: mujoco.MjModel) -> Iterator[Mistake]:
+def _place_mistakes(file: RobotFile, model: mujoco.MjModel, folder: Path) -> Iterator[Mistake]:
     imus = [s[7:] for i in range(model.nsite) if (s := model.site(i).name).startswith("imu_in_")]
     if file.imu not in imus:
         expected = f"expected a site imu_in_... of {file.model}; available: {listing(imus)}"
@@ -421,10 +439,20 @@ def _place_mistakes(file: RobotFile, model: mujoco.MjModel) -> Iterator[Mistake]
     if file.gantry.body not in bodies:
         expected = f"expected a body of {file.model}; available: {listing(bodies)}"
         yield ("gantry", "body"), f"gantry.body: {file.gantry.body!r} is unknown; {expected}"
+    for name, at in file.cameras.items():
+        camera = load_calibration(folder / at).file
+        if camera.name != name:
+            yield (
+                ("cameras", name),
+                f"cameras.{name}: {at} is of {camera.name!r}, expected {name!r}",
+            )
+        if camera.link not in bodies:
+            expected = f"expected a body of {file.model}; available: {listing(bodies)}"
+            yield ("cameras", name), f"cameras.{name}: {at}: link {camera.link!r}: {expected}"
 
 
 def _add_scene(spec: mujoco.MjSpec) -> None:
-    """Floor (geom "floor", to be deleted where terrain replaces it), lights, sky and haze."""
+    """Floor (geom "floor"), lights, sky and haze."""
     built = mujoco.mjtBuiltin
     spec.add_texture(
         name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=built.mjBUILTIN_GRADIENT,
@@ -455,3 +483,16 @@ def _add_scene(spec: mujoco.MjSpec) -> None:
     spec.visual.quality.shadowsize = 2048
     spec.visual.global_.offwidth, spec.visual.global_.offheight = 1920, 1080
     spec.stat.center, spec.stat.extent = [0, 0, 0.7], 2.0
+
+
+def _add_terrain(spec: mujoco.MjSpec, terrain: Terrain) -> None:
+    """Its boxes in two greys, so that a step shows from above, without shadows, which cost most."""
+    spec.geom("floor").pos = [0.0, 0.0, terrain.floor]
+    for i, box in enumerate(terrain.boxes):
+        quat = np.zeros(4)
+        mujoco.mju_mat2Quat(quat, box.rotation().ravel())
+        shade = (0.66, 0.76)[i // 2 % 2]
+        spec.worldbody.add_geom(
+            name=f"terrain{i}", type=mujoco.mjtGeom.mjGEOM_BOX, pos=box.centre(), quat=quat,
+            size=0.5 * np.array(box.size), rgba=[shade, shade, shade, 1], castshadow=False,
+        )  # fmt: skip

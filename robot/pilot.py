@@ -1,4 +1,4 @@
-"""Runs the policy: each policy_input in, one target out. The stage and its process.
+"""Runs the policy: each policy_input in, one target and one odometry out; stage and process.
 
 The pilot knows nothing of modes, motors or operators; whatever it says, control bounds it.
 """
@@ -20,10 +20,12 @@ from policies.signature import verify
 from robot import clock, snapshot
 from robot.bus import Publisher, Subscriber
 from robot.config import UserError
+from robot.estimator import Estimator
 from robot.messages import (
     VALID_ARMS,
     VALID_HEIGHT,
     Codec,
+    Odometry,
     PolicyInfo,
     PolicyInput,
     Snapshot,
@@ -39,7 +41,7 @@ INFO_PERIOD_NS = 1_000_000_000
 
 
 class Pilot:
-    """The stage: policy_input in, target out.
+    """The stage: policy_input in, target and odometry out.
 
     Args:
         robot: joint order of the messages.
@@ -60,11 +62,14 @@ class Pilot:
         self._joint_pos, self._joint_vel = inputs["joint_pos"][0], inputs["joint_vel"][0]
         self._quat, self._gyro = inputs["imu_quat_wxyz"][0], inputs["imu_gyro"][0]
         self._command = inputs["command"][0]
+        self._base_lin_vel = inputs["base_lin_vel"][0]
+        self.estimator = Estimator(robot)
         self._default = default_command(manifest)  # (4 + A,)
         self.episode, self.steps = -1, 0
         self.snapshot: Snapshot = codecs["pilot_state"].new()
         self._snapshot_steps = max(1, round(1.0 / manifest.step_dt))
         self.target: Target = codecs["target"].new()
+        self.odometry: Odometry = codecs["odometry"].new()
         self.info: PolicyInfo = codecs["policy_info"].new()
         pose, stiffness, damping = zip(
             *(joint_table(manifest)[name] for name in robot.joint_names), strict=True
@@ -96,12 +101,38 @@ class Pilot:
         self._quat[:] = given.imu_quat_wxyz
         self._gyro[:] = given.imu_gyro
         self._fill_command(self._command, given)
+        if session.reads_base_lin_vel:
+            self._estimate(given)
+            self._base_lin_vel[:] = self.estimator.velocity_b
         session.run()
         self.steps += 1
         out.joint_pos_target[self._driven] = session.joint_pos_target
         # In the order of Target's scalars.
         out.set_scalars(now_ns, given.instance, given.seq, self.policy_id, episode, step)
         return out
+
+    def locate(self, given: PolicyInput, now_ns: int) -> Odometry:
+        """Where the robot is by the input of the last step; call it once, after that step.
+
+        By itself, so that a policy which asks for no velocity need not wait for it.
+        """
+        if not self.session.reads_base_lin_vel:
+            self._estimate(given)
+        found, out = self.estimator, self.odometry
+        out.base_pos[:], out.base_quat_wxyz[:] = found.position, given.imu_quat_wxyz
+        out.base_lin_vel_b[:], out.share[:] = found.velocity_b, found.share
+        out.left_sole[:], out.right_sole[:] = found.soles
+        # In the order of Odometry's scalars.
+        out.set_scalars(
+            now_ns, given.robot_time_ns, given.instance, given.seq, found.heading, found.height
+        )
+        return out
+
+    def _estimate(self, given: PolicyInput) -> None:
+        self.estimator.step(
+            given.joint_pos, given.joint_vel, given.imu_quat_wxyz, given.imu_gyro,
+            given.robot_time_ns,
+        )  # fmt: skip
 
     def remember(self, now_ns: int) -> Snapshot | None:
         """What the policy remembers, once a second after a step; None at other times.
@@ -131,11 +162,18 @@ class Pilot:
     def forget(self) -> None:
         """Be as a new pilot is: the next step begins an episode."""
         self.episode, self.steps = -1, 0
+        self.estimator.reset()
 
     def _memory(self, carry: dict[str, np.ndarray]) -> snapshot.Memory:
         return snapshot.Memory(
-            plain=((self, ("episode", "steps")), (self.session, ("first",))),
-            blocks=tuple(snapshot.as_bytes(value) for value in carry.values()),
+            plain=(
+                (self, ("episode", "steps")),
+                (self.session, ("first",)),
+                (self.estimator, ("time_ns",)),
+            ),
+            blocks=tuple(
+                snapshot.as_bytes(value) for value in (*carry.values(), self.estimator.memory)
+            ),
         )
 
     def _fill_command(self, command: np.ndarray, given: PolicyInput) -> None:
@@ -192,6 +230,7 @@ def main(node: Node) -> None:
         node.say(pilot.session.fallback)
     inputs = Subscriber(node.context, node.directory, node.pick("policy_input"))
     targets = Publisher(node.context, node.directory, "target", node.codecs["target"])
+    places = Publisher(node.context, node.directory, "odometry", node.codecs["odometry"])
     infos = Publisher(node.context, node.directory, "policy_info", node.codecs["policy_info"])
     states = Publisher(node.context, node.directory, "pilot_state", node.codecs["pilot_state"])
     freeze_collector()
@@ -203,6 +242,7 @@ def main(node: Node) -> None:
         now = clock.now_ns()
         if isinstance(given, PolicyInput):
             targets.send(pilot.step(given, now), now)
+            places.send(pilot.locate(given, now), now)
             if state := pilot.remember(now):
                 states.send(state, now)
         if now >= next_info:

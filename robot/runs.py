@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from robot.config import CONFIGS, REPOSITORY, Strict, UserError, listing, load_yaml
 from robot.realtime import RealtimeConfig
@@ -49,6 +49,31 @@ class NoiseConfig(Strict):
     """m/s^2"""
 
 
+class TerrainConfig(Strict):
+    """The ground that a simulated robot walks on; it starts on a flat square of it."""
+
+    name: str = "flat"
+    """a row of robot.terrain.FAMILIES"""
+    seed: int = Field(default=0, ge=0)
+    """draws sizes and places"""
+    difficulty: float | None = Field(default=None, gt=0.0)
+    """m, what it measures depends on the family; null: the family's usual one"""
+
+    @field_validator("name", "difficulty")
+    @classmethod
+    def _exists(cls, given: Any, info: ValidationInfo) -> Any:
+        from robot.terrain import make_terrain  # with NumPy, which most commands need not load
+
+        try:
+            if info.field_name == "name":
+                make_terrain(given)
+            elif "name" in info.data:  # else that one was refused
+                make_terrain(info.data["name"], difficulty=given)
+        except UserError as error:
+            raise ValueError(error) from None
+        return given
+
+
 class SimConfig(Strict):
     """The simulated robot."""
 
@@ -60,6 +85,7 @@ class SimConfig(Strict):
     corner_speed: float = Field(default=1.0, gt=0.0, le=1.0)
     """share of the velocity limit up to which a motor has full torque; from there it falls to 0"""
     noise: NoiseConfig = NoiseConfig()
+    terrain: TerrainConfig = TerrainConfig()
 
 
 class UnitreeConfig(Strict):
@@ -153,6 +179,63 @@ class ConsoleConfig(Strict):
         return given.lower()
 
 
+Range = tuple[float, float]  # least and greatest; drawn uniformly
+
+
+class CameraNoise(Strict):
+    """What a simulated depth camera suffers; training, simulation and tests draw from it alike."""
+
+    sigma_floor: Range = (0.002, 0.005)
+    """m, standard deviation near the camera"""
+    sigma_square: Range = (0.005, 0.015)
+    """1/m, what it grows by with the square of the depth"""
+    edge_px: Range = (0.0, 2.0)
+    """pixels, rounded up, by which near things grow over far ones, or fly between them"""
+    holes: Range = (0.0, 0.3)
+    """share of the picture without depth, in blocks"""
+    near_m: Range = (0.2, 0.3)
+    """m, nearer is not seen"""
+    inverse_step: Range = (0.0, 0.006)
+    """1/m, steps of the inverse depth: a stereo camera's disparity"""
+    field_of_view: Range = (0.98, 1.02)
+    """share of the calibrated one"""
+    pitch: Range = (-0.0524, 0.0524)
+    """rad, of the mount"""
+    roll_yaw: Range = (-0.0175, 0.0175)
+    """rad, of the mount"""
+    position: Range = (-0.01, 0.01)
+    """m, of the mount, on each axis"""
+    latency_ms: Range = (30.0, 150.0)
+    """from the middle of exposure to publication"""
+    latency_s: float = Field(default=5.0, gt=0.0)
+    """s after which another latency is drawn"""
+    drop: float = Field(default=0.02, ge=0.0, le=1.0)
+    """share of frames that are lost"""
+    freeze: float = Field(default=0.002, ge=0.0, le=1.0)
+    """share of frames after which the camera repeats itself"""
+    freeze_s: Range = (0.0, 0.5)
+    """s, how long it does"""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CameraNoise:
+        for name, value in self:
+            if isinstance(value, tuple) and value[0] > value[1]:
+                raise ValueError(f"{name}: got {list(value)}, expected the least first")
+        return self
+
+
+class CameraConfig(Strict):
+    """The camera in the head."""
+
+    source: Literal["none", "sim", "v4l2", "replay"] = "none"
+    noise: CameraNoise | None = CameraNoise()
+    """sim: what disturbs the pictures; null: nothing"""
+    device: str = "/dev/video0"
+    """v4l2: the device"""
+    log: Path | None = None
+    """replay: a log with frames, shown again and again"""
+
+
 def default_log_folder() -> Path:
     """PLEXUS_LOG_DIR, else logs/ in the current folder."""
     return Path(os.environ.get("PLEXUS_LOG_DIR") or "logs")
@@ -197,6 +280,7 @@ class RunConfig(Strict):
     console: ConsoleConfig = ConsoleConfig()
     sim: SimConfig = SimConfig()
     unitree: UnitreeConfig = UnitreeConfig()
+    camera: CameraConfig = CameraConfig()
     log: LogConfig = Field(default_factory=LogConfig)
 
     @field_validator("policy", mode="before")
@@ -204,6 +288,18 @@ class RunConfig(Strict):
     def _shipped(cls, given: Any) -> Any:
         shipped = shipped_policies()
         return str(shipped[given]) if isinstance(given, str) and given in shipped else given
+
+    @model_validator(mode="after")
+    def _camera_fits(self) -> RunConfig:
+        camera = self.camera
+        if camera.source == "sim" and self.driver != "sim":
+            raise ValueError(
+                f"camera sim with driver {self.driver!r}: it draws what the simulation tells it; "
+                "expected driver 'sim', or camera v4l2 or replay"
+            )
+        if camera.source == "replay" and camera.log is None:
+            raise ValueError("camera replay: expected camera.log, a log with frames")
+        return self
 
     @model_validator(mode="after")
     def _periods_fit(self) -> RunConfig:
@@ -219,6 +315,10 @@ class RunConfig(Strict):
             raise ValueError(
                 f"sim.actuator_delay_ms is {self.sim.actuator_delay_ms}; expected a whole number "
                 f"of control periods, {period * 1e3:g} ms each"
+            )
+        if self.driver != "sim" and self.sim.terrain.name != "flat":
+            raise ValueError(
+                f"sim.terrain {self.sim.terrain.name!r}: for driver 'sim' only, got {self.driver!r}"
             )
         if not self.simulated and (self.timing_factor != 1.0 or self.operator.automatic):
             raise ValueError("hardware runs with timing_factor 1 and without operator.automatic")

@@ -11,12 +11,16 @@ from robot.messages import (
     Command,
     Consumed,
     Event,
+    Frame,
     Health,
     Heartbeat,
+    HeightMap,
     Intervention,
     LowCmd,
     LowState,
     Message,
+    Odometry,
+    PerceptionTiming,
     PolicyInfo,
     PolicyInput,
     RecorderStatus,
@@ -74,6 +78,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic("low_cmd", LowCmd, "control", "control", True, "what was really sent to the motors"),
     Topic("policy_input", PolicyInput, "policy", "control", True, "wakes the pilot"),
     Topic("target", Target, "policy", "pilot", True, "what the policy wants of every joint"),
+    Topic("odometry", Odometry, "policy", "pilot", True, "how the robot moves, by its feet"),
     Topic("policy_info", PolicyInfo, "1 Hz", "pilot", True, "what the pilot has loaded"),
     Topic("status", Status, "policy, and on change", "control", True, "mode, faults, answers"),
     Topic("intervention", Intervention, "on event", "control", True, "the filter clipped"),
@@ -88,6 +93,9 @@ TOPICS: tuple[Topic, ...] = (
     Topic("clock", ClockMap, "1 Hz", "recorder", True, "monotonic against wall clock"),
     Topic("event", Event, "on event", "recorder", True, "start, end with reason, remarks"),
     Topic("event.console", Event, "on event", "console", True, "marks and episodes, by operators"),
+    Topic("frame.head", Frame, "camera", "camera", True, "pictures of the camera in the head"),
+    Topic("height_map", HeightMap, "camera", "perception", True, "the ground around the robot"),
+    Topic("perception_timing", PerceptionTiming, "camera", "perception", True, "from light to map"),
     *(
         Topic(f"command.{s.name}", Command, "20 Hz", s.node, True, f"wish of {s.doc}")
         for s in SOURCES
@@ -97,6 +105,7 @@ TOPICS: tuple[Topic, ...] = (
         for s in SOURCES
     ),
 )
+CAMERA = "head"  # the camera that the run file asks for: row of robot.cameras, end of its topic
 TOPIC = {topic.name: topic for topic in TOPICS}
 OPERATOR_TOPICS = tuple(t.name for t in TOPICS if t.message in (Command, Request))
 

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot.model import Robot, compile_model, load_robot
+from robot.runs import TerrainConfig
+from robot.terrain import Terrain, terrain_of
 
 FRAME_RATE = 25
 WIDTH, HEIGHT = 640, 360  # without a GPU, larger frames take longer than the motion itself
@@ -29,7 +31,9 @@ ROUND = (14, 8)  # facets of a capsule around and along; half of MuJoCo's, half 
 Pose = tuple[float, NDArray[np.float64]]  # s, qpos
 
 
-def write_clip(path: Path, robot: Robot, poses: list[Pose]) -> str:
+def write_clip(
+    path: Path, robot: Robot, poses: list[Pose], terrain: TerrainConfig | None = None
+) -> str:
     """Write `poses` as H.264 in an MP4 file, in simulated real time.
 
     Returns:
@@ -37,10 +41,11 @@ def write_clip(path: Path, robot: Robot, poses: list[Pose]) -> str:
     """
     if len(poses) < 2:
         return "not written: nothing was simulated"
+    ground = (terrain or TerrainConfig()).model_dump_json()
     motion = io.BytesIO()
     np.save(motion, np.array(resample(poses)))
     done = subprocess.run(
-        [sys.executable, "-m", "robot.video", str(robot.path), str(path.absolute())],
+        [sys.executable, "-m", "robot.video", str(robot.path), str(path.absolute()), ground],
         input=motion.getvalue(),
         capture_output=True,
         env={"MUJOCO_GL": "egl"} | os.environ,
@@ -59,9 +64,11 @@ def resample(poses: list[Pose]) -> list[NDArray[np.float64]]:
     return [poses[i][1] for i in np.searchsorted(times, frames, side="right") - 1]
 
 
-def render(robot: Robot, motion: NDArray[np.float64]) -> Iterator[NDArray[np.uint8]]:
+def render(
+    robot: Robot, motion: NDArray[np.float64], terrain: Terrain
+) -> Iterator[NDArray[np.uint8]]:
     """(HEIGHT, WIDTH, 3) frames of `motion`, (frames, nq) qpos."""
-    model = compile_model(robot)
+    model = compile_model(robot, terrain=terrain)
     model.vis.quality.offsamples = 0
     model.vis.quality.numslices, model.vis.quality.numstacks = ROUND
     data = mujoco.MjData(model)
@@ -93,6 +100,7 @@ def encode(path: Path, frames: Iterator[NDArray[np.uint8]]) -> int:
 
 
 if __name__ == "__main__":
-    shown, clip = sys.argv[1:]
+    shown, clip, ground = sys.argv[1:]
+    stage = terrain_of(TerrainConfig.model_validate_json(ground))
     given = np.load(io.BytesIO(sys.stdin.buffer.read()))
-    print(encode(Path(clip), render(load_robot(shown), given)))
+    print(encode(Path(clip), render(load_robot(shown), given, stage)))

@@ -11,6 +11,7 @@ from robot.bus import Subscriber
 from robot.messages import LowState, Truth
 from robot.model import compile_model
 from robot.node import Node
+from robot.terrain import terrain_of
 
 FRAME_S = 1.0 / 30.0
 
@@ -51,7 +52,7 @@ def main(node: Node) -> None:
     if not can_draw():
         node.say("the display cannot be opened, so no window; everything else runs")
         return
-    model = compile_model(node.robot)
+    model = compile_model(node.robot, terrain=terrain_of(node.config.sim.terrain))
     data = mujoco.MjData(model)
     data.qpos[:7] = (0.0, 0.0, 0.8, 1.0, 0.0, 0.0, 0.0)
     topic = "truth" if node.config.driver == "sim" else "low_state"

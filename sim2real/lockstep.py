@@ -59,7 +59,7 @@ class Lockstep:
 
     Args:
         run: the run's configuration.
-        pilot: has `step(policy_input, now_ns) -> Target`, `remember(now_ns)` and `info` as
+        pilot: has `step(policy_input, now_ns) -> Target`, `locate`, `remember` and `info` as
             robot.pilot.Pilot does; None: no policy.
         velocity: (vx, vy, yaw rate) that the operator commands all the time.
         driver: another driver than the run's (tests).
@@ -203,6 +203,8 @@ class Lockstep:
             given = self._inputs.accept(memoryview(frame), len(frame))
             if isinstance(given, PolicyInput):
                 self._post("target", self.pilot.step(given, self.now_ns))
+                if odometry := self.pilot.locate(given, self.now_ns):
+                    self.send("odometry", odometry, self.now_ns)
                 if state := self.pilot.remember(self.now_ns):
                     self.send("pilot_state", state, self.now_ns)
 

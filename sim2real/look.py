@@ -13,6 +13,7 @@ import numpy as np
 from robot.config import UserError
 from robot.log import Log
 from robot.model import Robot, compile_model
+from robot.terrain import terrain_of
 from robot.video import Pose, write_clip
 from robot.viewer import FRAME_S, can_draw, has_display
 from sim2real.motion import Motion
@@ -89,7 +90,7 @@ def look(
     poses = motion.poses(between)
     notes = [f"{poses[0][0]:.2f} to {poses[-1][0]:.2f} s of the log, {len(poses)} poses"]
     if video:
-        notes.append(write_clip(video, robot, poses))
+        notes.append(write_clip(video, robot, poses, run.sim.terrain))
     if not has_display():
         notes.append("no display here, so no window" + ("" if video else "; --video writes a clip"))
     elif not can_draw():
@@ -108,7 +109,7 @@ def show(robot: Robot, poses: list[Pose], motion: Motion) -> None:
     """A window that plays the poses at real time until it is closed."""
     import mujoco.viewer
 
-    model = compile_model(robot)
+    model = compile_model(robot, terrain=terrain_of(motion.run.sim.terrain))
     data = mujoco.MjData(model)
     player = Player(poses[0][0], poses[-1][0], poses[0][0])
     times = [time_s for time_s, _ in poses]

@@ -21,6 +21,7 @@ from robot.log import Log
 from robot.messages import LowCmd, Mode
 from robot.model import Robot, compile_model
 from robot.runs import NoiseConfig, RunConfig
+from robot.terrain import terrain_of
 
 COMMAND = ("joint_pos_target", "joint_vel_target", "effort_ff", "stiffness", "damping")
 MEASURED = ("joint_pos", "joint_vel", "imu_quat_wxyz", "imu_gyro")
@@ -58,7 +59,8 @@ class Motion:
 
     def __init__(self, log: Log, run: RunConfig, robot: Robot) -> None:
         self.log, self.run, self.robot = log, run, robot
-        self.model = compile_model(robot, run.sim.collisions)
+        terrain = terrain_of(run.sim.terrain)
+        self.model = compile_model(robot, run.sim.collisions, terrain)
         self._data = mujoco.MjData(self.model)
         self.notes = other_machine(log)
         low, high = self._span()

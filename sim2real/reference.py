@@ -14,13 +14,13 @@ from robot.config import UserError
 from robot.control import tick
 from robot.log import Log
 from robot.log_writer import LogWriter
-from robot.messages import Message, PolicyInput, Target
+from robot.messages import Message, Odometry, PolicyInput, Target
 from robot.model import load_robot
 from robot.pilot import Pilot, load_pilot
 from robot.topics import TOPIC
 from sim2real.replay import CONTROL_OUTPUTS, ControlReplay, LoggedRun, Rows, replay, setup_of
 
-REPLACED = (*CONTROL_OUTPUTS, "target")
+REPLACED = (*CONTROL_OUTPUTS, "target", "odometry")
 DROPPED = ("pilot_state",)  # of a policy that remembered something else
 
 
@@ -38,15 +38,21 @@ class PilotBeside:
     ) -> None:
         self.pilot, self.targets, self.asked = pilot, targets, asked
         self.answers: list[Target] = []
+        self.places: list[Odometry] = []  # each with its answer
 
     def answer(self, row: int) -> Target:
         """Today's target in place of a row, all before it included."""
         while len(self.answers) <= row:
             record = self.targets.records[len(self.answers)]
             given = self.asked[int(record["input_instance"]), int(record["input_seq"])]
-            target = self.pilot.step(given, int(record["now_ns"]))
-            target.stamp(int(record["instance"]), int(record["seq"]), int(record["stamp_ns"]))
-            self.answers.append(target.copy())
+            now_ns = int(record["now_ns"])
+            stamp = int(record["instance"]), int(record["seq"]), int(record["stamp_ns"])
+            for message, done in (
+                (self.pilot.step(given, now_ns), self.answers),
+                (self.pilot.locate(given, now_ns), self.places),
+            ):
+                message.stamp(*stamp)
+                done.append(message.copy())
         return self.answers[row]
 
 
@@ -162,8 +168,10 @@ def _write(
                 writer.write(name, message.payload, message.seq, message.stamp_ns, received)
             cmd += 1
         elif topic == "target" and logged.beside:
-            message = logged.beside.answers[target]
-            writer.write(topic, message.payload, message.seq, message.stamp_ns, received)
+            for name, message in (
+                (topic, logged.beside.answers[target]), ("odometry", logged.beside.places[target]),
+            ):  # fmt: skip
+                writer.write(name, message.payload, message.seq, message.stamp_ns, received)
             target += 1
         elif topic not in (*REPLACED, *DROPPED):
             header = control.codecs[topic].new()

@@ -579,8 +579,10 @@ class PilotReplay:
     def __init__(self, log: Log, run: RunConfig, robot: Robot, policy: Path | None = None) -> None:
         self.log, self.robot = log, robot
         codecs = make_codecs(robot)
-        names = ("target", "policy_input", "pilot_state")
-        self.targets, self.inputs, self.states = (Rows(log, n, codecs[n]) for n in names)
+        names = ("target", "policy_input", "pilot_state", "odometry")
+        self.targets, self.inputs, self.states, self.places = (
+            Rows(log, n, codecs[n]) for n in names
+        )
         self.result = StageResult("pilot")
         self.offset_ns = int(log.metadata.get("clock_offset_ns", 0)) - log.start_ns
         if run.policy is None and policy is None:
@@ -596,6 +598,8 @@ class PilotReplay:
         """Every target that the log holds."""
         targets, result = self.targets, self.result
         comparer = Comparer(targets, list(range(len(targets))), result, self.robot, self.tolerance)
+        places = self.places
+        located = Comparer(places, list(range(len(places))), result, self.robot, self.tolerance)
         records = targets.records
         consumed = list(
             zip(records["input_instance"].tolist(), records["input_seq"].tolist(), strict=True)
@@ -604,20 +608,23 @@ class PilotReplay:
             name: row
             for row, name in enumerate(zip(self.inputs.instances, self.inputs.seqs, strict=True))
         }
+        place_of = self._places_by_input()
         snapshots = {int(now): row for row, now in enumerate(self.states.records["now_ns"])}
         times = records["now_ns"].tolist()
         given: PolicyInput = self.inputs.codec.new()
         synced, before = False, None
+        placed = not place_of  # whether odometry, which outlives episodes, is where it was
         for row in range(len(targets)):
             name = targets.instances[row], targets.seqs[row]
             if before is None or name[0] != before[0]:  # another process
                 synced = name[1] == 1
+                placed = synced or not place_of
                 self._each(Pilot.forget)
             elif name[1] != before[1] + 1:
-                synced = False
+                synced, placed = False, not place_of
             before = name
             if consumed[row] not in where:
-                synced = False
+                synced, placed = False, not place_of
                 result.skip("the policy_input it answers is lost")
             else:
                 self.inputs.fill(given, where[consumed[row]])
@@ -626,12 +633,31 @@ class PilotReplay:
                     result.skip("what the policy remembered is lost")
                 else:
                     self._step(comparer, row, given, times[row])
-            if not synced and times[row] in snapshots:
+                    place = self.pilot.locate(given, times[row])
+                    if placed and (at := place_of.get(consumed[row])) is not None:
+                        located.at = at
+                        located.meet(place, row, times[row], self._seconds(times[row]))
+            if not (synced and placed) and times[row] in snapshots:
                 state = self.states.message(snapshots[times[row]])
                 place = f"{self.log.path}: pilot_state at step {state.step}"
                 self._each(lambda pilot, state=state, place=place: pilot.recall(state, place))
-                synced = True
+                synced = placed = True
         return result
+
+    def _places_by_input(self) -> dict[tuple[int, int], int]:
+        """Rows of odometry by the input they answer.
+
+        None for logs from before there was any, nor beside another policy, which has none of the
+        log's snapshots to go on from.
+        """
+        if self.own is not None:
+            return {}
+        records = self.places.records
+        names = zip(records["input_instance"].tolist(), records["input_seq"].tolist(), strict=True)
+        return {name: row for row, name in enumerate(names)}
+
+    def _seconds(self, now_ns: int) -> float:
+        return (now_ns + self.offset_ns) * 1e-9
 
     def _each(self, action: Callable[[Pilot], object]) -> None:
         for pilot in (self.pilot, self.own):
@@ -644,7 +670,7 @@ class PilotReplay:
             self.own.step(given, now_ns)
         comparer.at = row
         target = self.pilot.step(given, now_ns)
-        comparer.meet(target, row, now_ns, (now_ns + self.offset_ns) * 1e-9)
+        comparer.meet(target, row, now_ns, self._seconds(now_ns))
         self.result.steps += 1
         if had is None and self.result.first is not None and self.own is not None:
             self.result.first.term = first_term(self.pilot, self.own)
@@ -693,6 +719,10 @@ def replay(
     stages = [control()]
     if "target" in log.topics and log.topics["target"].count:
         stages.append(PilotReplay(log, run, used, policy)())
+    if "height_map" in log.topics and log.topics["height_map"].count:
+        from sim2real.replay_perception import PerceptionReplay  # which stands on this module
+
+        stages.append(PerceptionReplay(log, run, used)())
     nothing = not stages[0].steps or control.modes <= {Mode.PASSIVE.name}
     different = any(stage.different for stage in stages)
     return {

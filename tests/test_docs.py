@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from robot.calibration_formats import export_calibration
+from robot.model import load_robot
 from robot.nodes import NODES
 from robot.topics import TOPICS
 
@@ -106,7 +108,7 @@ COMMANDS = sorted(set(re.findall(r"^\| `plexus ([^`]+)` \|", README, re.M)))
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_shown_exists(command: str):
     words = command.split()
-    sub = words[: 2 if words[0] in ("policy", "log") else 1]
+    sub = words[: 2 if words[0] in ("policy", "log", "camera") else 1]
     shown = subprocess.run(
         [sys.executable, "-m", "robot.cli", *sub, "--help"],
         capture_output=True, text=True, cwd=ROOT, check=False,
@@ -122,7 +124,18 @@ def test_every_option_shown_exists(command: str):
         c
         for c in COMMANDS
         if c.split()[0]
-        in ("run", "nodes", "topics", "policy", "log", "replay", "eval", "emulate", "doctor")
+        in (
+            "run",
+            "nodes",
+            "topics",
+            "policy",
+            "log",
+            "replay",
+            "eval",
+            "emulate",
+            "doctor",
+            "camera",
+        )
     ],
 )
 def test_every_command_shown_runs(command: str, tmp_path, runtime_dir, log_dir, standing_policy):
@@ -132,8 +145,12 @@ def test_every_command_shown_runs(command: str, tmp_path, runtime_dir, log_dir, 
     command = command.replace("--seconds 60", "").replace("--seconds 20", "")
     words = command.split()
     file = standing_policy.with_name("theirs.onnx") if words[1:2] == ["import"] else standing_policy
+    if words[0] == "camera":
+        file = tmp_path / "camera_info.yaml"
+        file.write_text(export_calibration(load_robot("g1").cameras["head"].file, "ros"))
     # A robot may be on this computer's network: no test ever speaks to it.
     places = {"FILE": str(file), "LOG": str(log), "KEY": str(tmp_path / "key"), "eth0": "lo"}
+    places["OUT"] = str(tmp_path / "camera.yaml")
     words = [places.get(word, word) for word in words]
     if words[0] == "run":
         words += ["--seconds", "2"] + (["--headless"] if "--headless" not in words else [])

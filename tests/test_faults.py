@@ -177,6 +177,9 @@ class StandingPilot:
         out.episode, out.step = given.episode, given.step
         return out
 
+    def locate(self, given: PolicyInput, now_ns: int) -> None:
+        """It does not know where it is."""
+
     def remember(self, now_ns: int) -> None:
         """It carries nothing from step to step."""
 

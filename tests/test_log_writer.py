@@ -152,7 +152,7 @@ def test_a_description_that_cannot_be_had_is_left_out(monkeypatch: pytest.Monkey
     run = load_run("loopback").model_copy(update={"policy": Path("gone.onnx")})
     metadata, attachments = describe_run(run, ROBOT)
     assert "commit" not in metadata and "policy_sha256" not in metadata
-    assert set(attachments) == {"run.json", "robot.yaml", "g1.xml"}
+    assert set(attachments) == {"run.json", "robot.yaml", "g1.xml", "head_camera.yaml"}
 
 
 # --- segments ---------------------------------------------------------------------------------

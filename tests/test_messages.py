@@ -20,7 +20,7 @@ from robot.messages import (
     message_text,
 )
 
-DIMS = {"joints": 29, "arm_joints": 14}
+DIMS = {"joints": 29, "arm_joints": 14, "frame_bytes": 6144}
 ROBOT_ID = 0x1234_5678_9ABC_DEF0
 
 
@@ -68,7 +68,10 @@ def test_mcap_decoder_reads_every_field(message: type[Message]):
         np.testing.assert_array_equal(decoded, value, err_msg=name)
 
 
-OTHER_DIMS = ({"joints": 23, "arm_joints": 10}, {"joints": 1, "arm_joints": 1})
+OTHER_DIMS = (
+    {"joints": 23, "arm_joints": 10, "frame_bytes": 3},
+    {"joints": 1, "arm_joints": 1, "frame_bytes": 1},
+)
 
 
 @pytest.mark.parametrize("dims", [DIMS, *OTHER_DIMS])

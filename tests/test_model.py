@@ -260,7 +260,7 @@ def test_limits_and_poses_mirror(g1: Robot) -> None:
 def test_the_record_is_in_motor_order_and_cannot_be_changed(g1: Robot) -> None:
     assert g1.name == "g1"
     assert g1.joint_names == tuple(FIGURES["joint_order"])
-    assert g1.dims == {"joints": 29, "arm_joints": 14}
+    assert g1.dims == {"joints": 29, "arm_joints": 14, "frame_bytes": 6144}
     assert g1.arm_joints.tolist() == list(range(15, 29))
     with pytest.raises(ValueError, match="read-only"):
         g1.stand_joint_pos[0] = 1.0
@@ -478,7 +478,8 @@ def changed(folder: Path, old: str, new: str) -> Path:
     text = (G1 / "robot.yaml").read_text(encoding="utf-8")
     assert old in text
     (folder / "robot.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
-    shutil.copy(G1 / "g1.xml", folder / "g1.xml")
+    for name in ("g1.xml", "head_camera.yaml"):
+        shutil.copy(G1 / name, folder / name)
     return folder / "robot.yaml"
 
 

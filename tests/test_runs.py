@@ -81,7 +81,7 @@ def test_a_path_is_taken_as_it_is(tmp_path):
         ("polices: x.onnx",
          "a.yaml:3: polices: unknown key (did you mean 'policy'?); available: name, robot, driver, "
          "control_hz, timing_factor, target_wait_ms, provider, policy, unsigned_policy, seed, realtime, "
-         "operator and 5 more"),
+         "operator and 6 more"),
     ],
 )  # fmt: skip
 def test_rules_of_a_run(tmp_path, text: str, sentence: str):

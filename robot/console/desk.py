@@ -20,6 +20,7 @@ from robot.console.access import TOKEN_LIFE_NS, Access, Bucket, Role, Visit
 from robot.console.arms import ArmWish
 from robot.console.chaos import Chaos
 from robot.console.clock import BrowserClock
+from robot.console.eyes import Eyes
 from robot.console.marks import TOPIC, Marks
 from robot.console.operators import (
     DEADMAN_NS,
@@ -97,6 +98,7 @@ class Desk:
         self.marks = Marks(node.codecs[TOPIC], node.config.timing_factor)
         self.picture = Picture(node.robot, node.config)
         self.shapes = Shapes(node.robot)
+        self.eyes = Eyes()
         self.chaos = Chaos()
         self._draw = random.Random()
         self._log = Bucket(rate=1.0, burst=20)
@@ -230,6 +232,7 @@ class Desk:
         elif isinstance(message, PolicyInput):
             self.operators.arms.hear(message)
         self.picture.hear(message, _wall())
+        self.eyes.hear(message)
         answered = self._tell_answers()
         return answered or self.operators.mode != before
 
@@ -283,11 +286,14 @@ class Desk:
         """Everything else: what is the same for all is encoded once."""
         if not self.pages:
             return
+        seen = self.eyes.to_dict(now)
         more = {"rehearsed": self.chaos != Chaos(), "arms": self.operators.arms.told()}
         common = json.dumps(self.picture.to_dict(now) | more)
         for page in self.pages:
             you = json.dumps(self._you(page, now))
             page.line.offer("state", f'{{"t":"state","all":{common},"you":{you}}}')
+            if seen:
+                page.line.tell("eyes", **seen)
             if page.told != self.picture.events_told:
                 page.told = self.picture.events_told
                 page.line.tell("events", events=list(self.picture.events))

@@ -16,6 +16,7 @@ from robot.console.desk import Desk
 from robot.console.operators import SOURCE, Out
 from robot.console.tls import own_certificate, write_private
 from robot.node import CONSOLE_FILE, Node
+from robot.topics import CAMERA
 
 if TYPE_CHECKING:
     import uvicorn  # imported where it may be missing
@@ -40,10 +41,8 @@ class Bus:
         told = node.pick("status", "policy_info", "timing", "recorder")
         self.told = Subscriber(node.context, node.directory, told)
         # Only the newest of these is looked at, once per picture.
-        self.seen = [
-            Subscriber(node.context, node.directory, node.pick(topic))
-            for topic in ("low_state", "truth", "policy_input")
-        ]
+        topics = ("low_state", "truth", "policy_input", f"frame.{CAMERA}", "height_map")
+        self.seen = [Subscriber(node.context, node.directory, node.pick(topic)) for topic in topics]
 
     def publish(self, out: Out) -> None:
         """Send, or send again."""

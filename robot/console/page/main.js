@@ -2,6 +2,7 @@
 
 import {Arms} from "./arms.js";
 import {Drive} from "./drive.js";
+import {Eyes} from "./eyes.js";
 import {Hands} from "./hands.js";
 import {Link} from "./link.js";
 import {ASK, Panels} from "./panels.js";
@@ -16,6 +17,7 @@ if (location.search) history.replaceState(null, "", "/"); // the token has done 
 
 const view = new View($("view"), $("scene-note"));
 const plots = new Plots($("plots"), $("signal-add"));
+const eyes = new Eyes($("eyes"));
 const panels = new Panels((name) => link.ask(ASK[name]));
 const replay = new Replay(view, (on) => { drive.release(); link.send({t: "watch", replay: on}); });
 new Policies();
@@ -52,6 +54,7 @@ const link = new Link({
     $("hud").textContent = [view.gl && `${view.rate.toFixed(0)} pictures/s`, drive.padNote].filter(Boolean).join("\n");
   },
   pose(poses) { if (!replay.on) { view.show(poses); hands.place(poses, drive.active); } },
+  eyes(seen) { eyes.show(seen); },
   events({events}) { panels.events(events); },
   answer(answer) { panels.answer(answer); },
   invite({role, address}) { $("invite-link").textContent = `${address}  (once, to ${role}, for ten minutes)`; },

@@ -1,0 +1,312 @@
+"""Remembers depth images as a grid of terrain heights around the robot; needs no training.
+
+Each frame is unprojected with the camera's pose, rotated upright by the pelvis' orientation and
+fused into cells that hold a height, its variance and when it was seen. The grid follows the robot
+by odometry; a foot that stands on the ground corrects it. The scan is what policies expect
+(mjlab's height scan). It knows neither topics nor cameras nor joints, and its only clock is its
+arguments.
+
+The grid is upright and follows the robot by whole cells, but does not turn with it: turning it
+would smear every edge a little with every frame. The scan is turned to the heading instead.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+SCAN_X = np.linspace(-0.8, 0.8, 17)  # m ahead of the pelvis, inner
+SCAN_Y = np.linspace(-0.5, 0.5, 11)  # m to its left, outer
+SCAN_XY = np.stack(np.meshgrid(SCAN_X, SCAN_Y), axis=-1).reshape(-1, 2)  # (187, 2), mjlab's order
+
+
+@dataclass(frozen=True)
+class GeoMapSpec:
+    """What the map takes for granted. Variances are squares of these."""
+
+    cell: float = 0.05
+    """m, edge of a cell."""
+    cells: int = 64
+    """per side: 3.2 m, a power of two."""
+    near: float = 0.25
+    """m of z-depth; nearer is the robot itself, or the sensor's blind zone."""
+    far: float = 3.0
+    """m of z-depth; farther is too uncertain to help."""
+    sensor_a: float = 0.005
+    """m, standard deviation of z-depth: a + b z^2."""
+    sensor_b: float = 0.01
+    """1/m, the same."""
+    tilt: float = math.radians(0.5)
+    """rad, standard deviation of the camera's attitude: what it does to a height grows with
+    distance, and no number of pixels averages it out."""
+    lift: float = 0.005
+    """m, standard deviation of the camera's height."""
+    drift: float = 0.01
+    """m after one metre of travel, standard deviation of odometry; its variance grows linearly."""
+    slope: float = 0.5
+    """height per distance that unseen ground may have, standard deviation."""
+    gate: float = 3.0
+    """standard deviations beyond which a measurement contradicts a cell."""
+    sole: float = 0.01
+    """m, standard deviation of a standing sole's height."""
+    step: float = 0.06
+    """m; a sole that differs by more stands on something else than the cell shows."""
+    pelvis_height: float = 0.76
+    """m above the ground, believed while nothing was seen and no foot has stood."""
+
+
+class GeoMap:
+    """The rolling map; everything it remembers is in its public attributes."""
+
+    def __init__(self, spec: GeoMapSpec | None = None) -> None:
+        self.spec = spec or GeoMapSpec()
+        n = self.spec.cells
+        self.height = np.zeros((n, n))  # [x, y] m, up, odometry frame
+        self.variance = np.full((n, n), np.inf)  # m^2, infinite where never seen
+        self.seen_s = np.zeros((n, n))  # when, s
+        self.corner = np.zeros(2, np.int64)  # odometry frame in cells: the lower corner of [0, 0]
+        self.base_pos = np.zeros(3)  # m, pelvis at the newest frame
+        self.heading = 0.0  # rad, at the newest frame
+        self.started_s = -1.0  # time of the first frame or contact; -1: none yet
+        self.ground = math.nan  # m, where a foot stood last
+        self.shift = 0.0  # m, sum of what contacts have corrected
+        self.shift_variance = 0.0  # m^2, of what is not corrected yet
+        self._rays: tuple[tuple[float, ...], FloatArray] = (), np.zeros((0, 3))
+
+    def update(
+        self,
+        depth: NDArray[np.floating],
+        valid: NDArray[np.bool_],
+        intrinsics: tuple[float, float, float, float],
+        rotation: FloatArray,
+        position: FloatArray,
+        quat_wxyz: ArrayLike,
+        base_pos: ArrayLike,
+        now_ns: int,
+    ) -> None:
+        """Take in one frame, with the poses that were true in the middle of its exposure.
+
+        Args:
+            depth: (H, W) z-depth (not range) in m, row 0 on top.
+            valid: (H, W); False also where the robot sees itself.
+            intrinsics: fx, fy, cx, cy in pixels; pixel centres at + 0.5.
+            rotation: (3, 3) of the camera in the pelvis frame; optical axes, +z forward, +y down.
+            position: (3,) m, of the camera in the pelvis frame.
+            quat_wxyz: (4,) orientation of the pelvis; its yaw is that of odometry.
+            base_pos: (3,) m, of the pelvis in the odometry frame.
+            now_ns: middle of the exposure.
+        """
+        upright = rotation_matrix(quat_wxyz)
+        self._move(np.asarray(base_pos, np.float64), heading_of(upright), now_ns)
+        spec, n = self.spec, self.spec.cells
+        along = self._directions(intrinsics, depth.shape) @ (upright @ rotation).T  # per m of z
+        z = depth.reshape(-1).astype(np.float64)
+        keep = np.flatnonzero(valid.reshape(-1) & (z > spec.near) & (z < spec.far))
+        z, along = z[keep], along[keep]
+        lever = upright @ position  # m, from the pelvis
+        points = along * z[:, None] + (lever + self.base_pos)
+        at = np.floor(points[:, :2] / spec.cell).astype(np.int64) - self.corner
+        inside = np.flatnonzero(((at >= 0) & (at < n)).all(axis=1))
+        at, points, z = at[inside], points[inside], z[inside]
+        noise = (spec.sensor_a + spec.sensor_b * z * z) * along[inside, 2]
+        self._fuse(at[:, 0] * n + at[:, 1], points[:, 2], noise * noise, lever, now_ns)
+
+    def contact(self, sole: ArrayLike, now_ns: int) -> float:
+        """A sole stands: correct the drift of the map, and what it says of this place.
+
+        Args:
+            sole: (3,) m, the middle of the sole in the odometry frame.
+            now_ns: when.
+
+        Returns:
+            Height of the map, as it was, above the sole in m; NaN where it was not seen.
+        """
+        spec = self.spec
+        x, y, z = np.asarray(sole, np.float64)
+        self.ground = float(z)
+        if self.started_s < 0.0:
+            self._move(np.array([x, y, z + spec.pelvis_height]), self.heading, now_ns)
+        at = np.floor(np.array([x, y]) / spec.cell).astype(np.int64) - self.corner
+        if ((at < 0) | (at >= spec.cells)).any():
+            return math.nan
+        i, j = int(at[0]), int(at[1])
+        patch = np.s_[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]  # a sole covers this much
+        height, variance = self.height[patch], self.variance[patch]
+        known, sole_variance, error = np.isfinite(variance), spec.sole**2, math.nan
+        if known.any():
+            error = float(np.median(height[known]) - z)
+        if abs(error) < spec.step:
+            # The cells' variance holds what odometry may have drifted since.
+            share = self.shift_variance / (float(variance[known].mean()) + sole_variance)
+            self.height -= share * error
+            self.shift -= share * error
+            self.shift_variance *= 1.0 - share
+        self.height[patch], self.variance[patch] = z, sole_variance
+        self.seen_s[patch] = now_ns * 1e-9
+        return error
+
+    def scan(
+        self, now_ns: int, base_pos: ArrayLike | None = None, heading: float | None = None
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """The 187 cells around the robot in mjlab's order: y from right to left, x within.
+
+        Args:
+            now_ns: ages are counted to here.
+            base_pos: (3,) m, pelvis in the odometry frame now; None: as at the newest frame.
+            heading: rad, likewise.
+
+        Returns:
+            Heights (pelvis z minus terrain z, m), standard deviations (m), ages (s). Unseen
+            cells are guessed from their neighbours, with a deviation that says so, and are as old
+            as the map.
+        """
+        spec, n = self.spec, self.spec.cells
+        pos = self.base_pos if base_pos is None else np.asarray(base_pos, np.float64)
+        yaw = self.heading if heading is None else heading
+        cos, sin = math.cos(yaw), math.sin(yaw)
+        xy = SCAN_XY @ np.array([[cos, sin], [-sin, cos]]) + pos[:2]
+        at = np.floor(xy / spec.cell).astype(np.int64) - self.corner
+        np.clip(at, 0, n - 1, out=at)
+        height, variance = self._filled()
+        i, j = at[:, 0], at[:, 1]
+        seen = np.where(np.isfinite(self.variance[i, j]), self.seen_s[i, j], self.started_s)
+        age = np.maximum(now_ns * 1e-9 - seen, 0.0)
+        return pos[2] - height[i, j], np.sqrt(variance[i, j] + _roughness(height, i, j)), age
+
+    def _move(self, base_pos: FloatArray, heading: float, now_ns: int) -> None:
+        """Follow the robot; what falls off the edge is forgotten, what was travelled blurs."""
+        spec, n = self.spec, self.spec.cells
+        corner = np.floor(base_pos[:2] / spec.cell).astype(np.int64) - n // 2
+        if self.started_s < 0.0:
+            self.started_s, self.corner, self.base_pos = now_ns * 1e-9, corner, base_pos
+        travelled = math.dist(base_pos[:2], self.base_pos[:2])
+        self.variance += spec.drift**2 * travelled
+        self.shift_variance += spec.drift**2 * travelled
+        self.base_pos, self.heading = base_pos.copy(), heading
+        by_x, by_y = (int(step) for step in corner - self.corner)
+        if by_x or by_y:
+            self.corner = corner
+            for layer, unknown in (
+                (self.height, 0.0), (self.variance, np.inf), (self.seen_s, 0.0),
+            ):  # fmt: skip
+                _roll(layer, by_x, by_y, unknown)
+
+    def _directions(self, intrinsics: tuple[float, ...], shape: tuple[int, ...]) -> FloatArray:
+        """(H W, 3) optical directions of the pixels with z = 1; kept from frame to frame."""
+        key = (*intrinsics, *shape)
+        if self._rays[0] != key:
+            fx, fy, cx, cy = intrinsics
+            v, u = np.mgrid[: shape[0], : shape[1]] + 0.5
+            rays = np.stack([(u - cx) / fx, (v - cy) / fy, np.ones(shape)], axis=-1)
+            self._rays = key, rays.reshape(-1, 3)
+        return self._rays[1]
+
+    def _fuse(
+        self, cell: NDArray, z: FloatArray, noise: FloatArray, lever: FloatArray, now_ns: int
+    ) -> None:
+        """Average the points of each cell, and fuse the averages as Kalman does."""
+        spec, n = self.spec, self.spec.cells
+        weight = np.bincount(cell, 1.0 / noise, minlength=n * n)
+        at = np.flatnonzero(weight)
+        weight = weight[at]
+        count = np.bincount(cell, minlength=n * n)[at]
+        # About the pelvis: squares of large numbers would cancel badly.
+        z = z - self.base_pos[2]
+        mean = np.bincount(cell, z / noise, minlength=n * n)[at] / weight
+        spread = np.bincount(cell, z * z / noise, minlength=n * n)[at] / weight - mean * mean
+        row, column = np.divmod(at, n)
+        offset = (np.stack([row, column], axis=1) + self.corner + 0.5) * spec.cell
+        reach = np.square(offset - self.base_pos[:2] - lever[:2]).sum(axis=1)  # m^2 from the camera
+        # What differs within a cell is an edge or a slope, and does not shrink with more pixels.
+        pose = spec.lift**2 + spec.tilt**2 * reach
+        measured = 1.0 / weight + np.maximum(spread - count / weight, 0.0) + pose
+        height, variance = self.height.reshape(-1), self.variance.reshape(-1)
+        prior, apart = variance[at], mean + self.base_pos[2] - height[at]
+        squared = apart * apart
+        # One contradiction only shakes a cell's belief; a second one is then believed.
+        denied = np.isfinite(prior) & (squared > spec.gate**2 * (prior + measured))
+        gain = np.where(denied, 0.0, 1.0 / (1.0 + measured / prior))  # 1 where never seen
+        height[at] += gain * apart
+        # The pose's error is the same in every frame: fusing must not average it away.
+        variance[at] = np.where(denied, prior + squared, np.maximum(gain * measured, pose))
+        self.seen_s.reshape(-1)[at] = now_ns * 1e-9
+
+    def _filled(self) -> tuple[FloatArray, FloatArray]:
+        """(n, n) heights and variances without gaps.
+
+        Cells are averaged over 2 x 2, 4 x 4 and so on; a gap takes the smallest square that has
+        anything in it, and the variance of ground as far away as that square is wide.
+        """
+        spec = self.spec
+        known = np.isfinite(self.variance)
+        levels = [(np.where(known, self.height, 0.0), known.astype(np.float64))]
+        spreads = [np.where(known, self.variance, 0.0)]
+        while len(levels[-1][0]) > 1:
+            total, count = levels[-1]
+            levels.append((_quarter(total), _quarter(count)))
+            spreads.append(_quarter(spreads[-1]))
+        total, count = levels.pop()
+        ground = self.ground
+        if not math.isfinite(ground):
+            ground = self.base_pos[2] - spec.pelvis_height
+        height = total / count if count[0, 0] else np.full((1, 1), ground)
+        variance = spreads.pop() / np.maximum(count, 1.0)
+        for (total, count), spread in zip(reversed(levels), reversed(spreads), strict=True):
+            width = spec.cell * spec.cells / len(height)
+            full = count > 0
+            height, variance = _fourfold(height), _fourfold(variance)
+            guess = np.maximum(variance, (spec.slope * width) ** 2)
+            np.divide(total, count, out=height, where=full)
+            variance = np.divide(spread, count, out=guess, where=full)
+        return height, variance
+
+
+def rotation_matrix(quat_wxyz: ArrayLike) -> FloatArray:
+    """(3, 3) that turns vectors of the body into those of the world."""
+    w, x, y, z = np.asarray(quat_wxyz, np.float64).tolist()
+    return np.array([
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ])  # fmt: skip
+
+
+def heading_of(rotation: FloatArray) -> float:
+    """Yaw in rad: where the body's x axis points on the ground."""
+    return math.atan2(rotation[1, 0], rotation[0, 0])
+
+
+def _roughness(height: FloatArray, i: NDArray[np.intp], j: NDArray[np.intp]) -> FloatArray:
+    """m^2, mean squared step to the four neighbours, halved: an edge may be a cell away."""
+    low, high, left, right = (
+        np.maximum(i - 1, 0), np.minimum(i + 1, len(height) - 1),
+        np.maximum(j - 1, 0), np.minimum(j + 1, len(height) - 1),
+    )  # fmt: skip
+    around = np.stack([height[low, j], height[high, j], height[i, left], height[i, right]])
+    return 0.5 * np.square(around - height[i, j]).mean(axis=0)
+
+
+def _quarter(fine: FloatArray) -> FloatArray:
+    """(n / 2, n / 2) sums of 2 x 2 cells."""
+    return fine[::2, ::2] + fine[1::2, ::2] + fine[::2, 1::2] + fine[1::2, 1::2]
+
+
+def _fourfold(coarse: FloatArray) -> FloatArray:
+    """(2 n, 2 n) each cell four times."""
+    return coarse.repeat(2, axis=0).repeat(2, axis=1)
+
+
+def _roll(layer: FloatArray, by_x: int, by_y: int, unknown: float) -> None:
+    """Shift the content by whole cells in place; what comes in is unknown."""
+    moved = np.full_like(layer, unknown)
+    n = len(layer)
+    if abs(by_x) < n and abs(by_y) < n:
+        to = np.s_[max(-by_x, 0) : n - max(by_x, 0), max(-by_y, 0) : n - max(by_y, 0)]
+        source = np.s_[max(by_x, 0) : n + min(by_x, 0), max(by_y, 0) : n + min(by_y, 0)]
+        moved[to] = layer[source]
+    layer[:] = moved
