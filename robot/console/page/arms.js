@@ -4,11 +4,12 @@ const $ = (id) => document.getElementById(id);
 const OFF = 0.4, OFF_MS = 3000; // rad and ms that arms may be away from where they are told to be
 const ENDS = ["pointerup", "pointercancel", "lostpointercapture"];
 
-/** Call begin(event) when the element is pressed, end() once it is not any more. */
+/** Call begin(event) when the element is pressed, end() once it is not any more.
+ *  One that was disabled or hidden meanwhile may never hear of its end: the next press begins anew. */
 export function whileHeld(element, begin, end) {
   let pointer = null;
   element.addEventListener("pointerdown", (event) => {
-    if (pointer !== null || element.disabled) return;
+    if (element.disabled) return;
     pointer = event.pointerId;
     element.setPointerCapture(pointer);
     begin(event);
@@ -35,7 +36,7 @@ export class Arms {
     this.rows = rows;
     this.sliders = rows.map((joint, row) => {
       const line = document.createElement("label"), slider = document.createElement("input"), value = document.createElement("output");
-      slider.type = "range"; slider.step = 0.01; slider.id = `arm-${joints[joint]}`;
+      slider.type = "range"; slider.step = 0.01; slider.disabled = true; slider.id = `arm-${joints[joint]}`;
       [slider.min, slider.max] = limits[joint];
       whileHeld(slider, () => this.hold(row, slider), () => this.drop(row));
       slider.addEventListener("input", () => this.held.has(row) && this.hold(row, slider));
@@ -45,7 +46,7 @@ export class Arms {
     $("arm-sliders").replaceChildren(...this.sliders.map(({line}) => line));
     $("arm-poses").replaceChildren(...poses.map(({name, doc}, row) => {
       const button = document.createElement("button");
-      button.type = "button"; button.textContent = name; button.title = doc;
+      button.type = "button"; button.textContent = name; button.title = doc; button.disabled = true;
       whileHeld(button, () => this.drive.holdArms({pose: row}), () => this.drive.holdArms(null));
       return button;
     }));
@@ -63,16 +64,18 @@ export class Arms {
 
   /** Args: told, rad of each arm joint in control; all joints' measured rad; whether this page drives. */
   show(told, measured, drives) {
+    if (!drives && this.drive.arms) this.drive.release(); // what is still held counts no more
+    const can = drives && !!told && !!measured; // a slider that does not show where the arm is moves nothing
+    for (const {slider} of this.sliders) slider.disabled = !can;
+    for (const button of $("arm-poses").children) button.disabled = !can;
     if (!told || !measured) return;
     let away = 0;
     this.sliders.forEach(({slider, value}, row) => {
       const at = measured[this.rows[row]];
       if (!this.held.has(row)) slider.value = told[row];
-      slider.disabled = !drives;
       value.textContent = at === null ? "–" : at.toFixed(2);
       away = Math.max(away, Math.abs(told[row] - at));
     });
-    for (const button of $("arm-poses").children) button.disabled = !drives;
     if (away < OFF) this.fine = performance.now();
     $("arms-note").textContent = performance.now() - (this.fine ?? 0) > OFF_MS ? "The arms are not where they are told to be: this policy may not follow them."
       : "Arms move while you hold a slider, a pose, or a hand in the picture.";
