@@ -231,7 +231,7 @@ def test_help_tells_every_option_in_words(say: Callable[[str], Said], name: str)
             "--policy", "--seconds", "--headless", "--command", "--arms", "--json", "--video", "--seed",
             "--collisions", "--lockstep", "--filter", "--provider", "--timing-factor", "--log",
             "--interface", "--hang", "--readonly", "--dry-run", "--unsigned-policy",
-            "--console",
+            "--console", "--terrain", "--terrain-seed", "--difficulty",
         }  # fmt: skip
     elif name == "":
         assert all(
