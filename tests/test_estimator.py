@@ -238,12 +238,12 @@ def test_a_policy_that_asks_for_velocity_gets_it(standing_policy: Path, tmp_path
             leg.measure(0.02 * k)
         )
         given.robot_time_ns, given.step, given.seq = k * STEP_NS, k, k + 1
-        plain, leaning = (pilot.step(given, k).joint_pos_target.copy() for pilot in pilots)
+        plain, leaning = [pilot.step(given, k).joint_pos_target.copy() for pilot in pilots]
         places = [pilot.locate(given, k) for pilot in pilots]
         assert (places[0].record == places[1].record).all(), "one estimate, asked for or not"
-    velocity = places[1].base_lin_vel_b
+        velocity = places[1].base_lin_vel_b
+        assert leaning - plain == pytest.approx(velocity @ weights, abs=1e-5)
     assert np.linalg.norm(velocity) > 0.02
-    assert leaning - plain == pytest.approx(velocity @ weights, abs=1e-5)
     assert places[1].input_seq == 20 and places[1].robot_time_ns == 19 * STEP_NS
 
 
