@@ -31,7 +31,7 @@ COMMAND_PERIOD_NS = 50_000_000  # 20 Hz
 RESEND_NS = 50_000_000  # an unanswered request is sent again, unchanged
 RETRY_NS = 300_000_000  # a refused step of the start procedure is tried again
 KEY_LIFE_NS = 1_000_000_000  # then a key's velocity has run out
-PATIENCE_NS = 2_000_000_000  # an unanswered request of a key is given up
+PATIENCE_NS = 2_000_000_000  # an unanswered request of a key is given up; an e-stop never is
 
 STEP = np.array([0.1, 0.1, 0.2])  # m/s, m/s, rad/s per key press
 KEY_LIMIT = np.array([1.0, 0.5, 1.0])  # control clamps further, to the policy's ranges
@@ -214,7 +214,7 @@ class Teleop:
         return message
 
     def _insist(self, asked: Sent, now_ns: int) -> Iterator[tuple[str, Message, bool]]:
-        if now_ns - asked.since_ns > PATIENCE_NS:
+        if asked.message.ask != Ask.ESTOP and now_ns - asked.since_ns > PATIENCE_NS:
             self.note = f"{Ask(asked.message.ask).name}: no answer from control"
             self._asked = None
         elif now_ns - asked.last_ns >= RESEND_NS:

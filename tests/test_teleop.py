@@ -179,6 +179,15 @@ def test_a_request_without_answer_is_given_up_after_two_seconds():
     assert desk.teleop.note == "HOLD: no answer from control"
 
 
+def test_an_e_stop_without_answer_is_never_given_up():
+    desk = Desk()
+    message = desk.teleop.press(KEYS[" "], 0)
+    assert message is not None
+    desk.requests.stamp(message, 0)
+    desk.now_ns = 60_000 * MS
+    assert set(desk.asked()) == {Ask.ESTOP}
+
+
 def test_a_refusal_is_noted_and_a_step_of_the_procedure_tried_again_after_300_ms():
     desk = Desk(automatic=True)
     assert desk.asked() == [Ask.ARM]
