@@ -51,9 +51,9 @@ def test_a_certificate_is_made_once_kept_private_and_names_its_host(state: Path)
 
 
 def test_one_that_ends_soon_is_made_anew(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tls, "DAYS", tls.RENEWED_DAYS)
-    old = own_certificate("robot.local")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(tls, "DAYS", tls.RENEWED_DAYS)
+        old = own_certificate("robot.local")
     assert own_certificate("robot.local").fingerprint != old.fingerprint
 
 

@@ -28,7 +28,6 @@ export class Replay {
     this.before = undefined;
     this.watch(true);
     $("scene").classList.add("replayed");
-    $("scene").parentElement.scrollIntoView({block: "center"}); // the list of runs lies below it
     $("replay-name").textContent = this.run.name;
     const line = $("replay-line");
     line.max = this.run.duration_s;
