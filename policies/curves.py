@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot.model import Robot, load_robot
+from robot.terrain import FLAT
 
 COLUMNS = 6  # frames beside each other on a contact sheet
 FRAMES = 24
@@ -142,7 +143,7 @@ def _render(robot: Robot, motion: NDArray[np.float64], path: Path) -> None:
     # the middle third of a frame, at half its size: the robot is upright and centred
     frames = [
         frame[::2, frame.shape[1] // 3 : 2 * frame.shape[1] // 3 : 2]
-        for frame in render(robot, motion)
+        for frame in render(robot, motion, FLAT)
     ]
     Image.fromarray(tile(frames)).save(path)
 
