@@ -219,9 +219,7 @@ class Ppo(Strict):
     desired_kl: Positive = 0.01
     init_std: Positive = 0.5
     final_std: Positive = 0.5
-    """exploration has a bound that goes from init_std to this."""
-    std_until: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """share of the training after which the bound stays there."""
+    """exploration has a bound that goes from init_std to this over the training."""
     actor_hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 128, 128)
     critic_hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 128, 128)
     activation: Literal["elu", "relu", "tanh", "silu"] = "elu"

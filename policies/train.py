@@ -194,7 +194,7 @@ class Trainer:
         """
         first, last = self.ppo.init_std, self.ppo.final_std
         noise: Any = self.learner.actor.distribution
-        noise.std_range = (STD_LEAST, first + (last - first) * min(done / self.ppo.std_until, 1.0))
+        noise.std_range = (STD_LEAST, first + (last - first) * done)
 
     def iterate(self) -> Row:
         """Collect, learn; returns what it was like."""
