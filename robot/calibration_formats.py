@@ -83,7 +83,7 @@ def _load(text: str, path: Path) -> dict[str, Any]:
     """Plain data of a YAML file, OpenCV's dialect included."""
     text = re.sub(r"\A%YAML:1\.0\s*\n(---\s*\n)?", "", text)
     try:
-        data = yaml.load(text, Loader=_OpenCvLoader)  # a SafeLoader that knows one tag more
+        data = _OpenCvLoader(text).get_single_data()
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(data, dict):

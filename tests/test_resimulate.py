@@ -94,7 +94,8 @@ def noisy(tmp_path_factory: pytest.TempPathFactory, swaying: Path) -> Log:
 
 def heavier(folder: Path, factor: float) -> Path:
     """A robot.yaml whose bodies weigh `factor` times as much."""
-    for path in (ROBOT.path, ROBOT.mjcf):
+    cameras = (camera.path for camera in ROBOT.cameras.values())
+    for path in (ROBOT.path, ROBOT.mjcf, *cameras):
         shutil.copy(path, folder)
     mjcf = folder / ROBOT.mjcf.name
 
