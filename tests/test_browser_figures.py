@@ -121,11 +121,13 @@ def watch_keys(page: Page, code: str) -> None:
 
 def observers(page: Page, browser: Browser, stack: ExitStack) -> None:
     """More pages of people who look on, drawn as any other."""
+    link, before = page.locator("#invite-link"), ""
     for _ in range(OBSERVERS):
         page.locator(f"#invite-{Role.OBSERVE.name.lower()}").click()
-        link = page.locator("#invite-link")
         expect(link).to_contain_text("token=", timeout=PATIENT_MS)
-        address = (link.text_content() or "").split()[0]
+        expect(link).not_to_have_text(before, timeout=PATIENT_MS)  # each counts once
+        before = link.text_content() or ""
+        address = before.split()[0]
         context = browser.new_context(viewport={"width": 640, "height": 480})
         stack.callback(context.close)
         other = context.new_page()

@@ -224,6 +224,17 @@ def test_who_comes_back_takes_control_lets_go_and_engages(house):
     assert house.mode == Mode.POLICY and house.velocity == pytest.approx(0.5)
 
 
+def test_a_press_soon_after_letting_go_counts(house):
+    page = house.driving()
+    del house.hands[page.nonce]  # only the key's own samples, none of the page's clock
+    house.sample(page, False, 0.0)
+    house.run(30)
+    assert house.mode == Mode.HOLD and page.neutral
+    house.sample(page, True, 0.5)
+    house.run(30)
+    assert house.mode == Mode.POLICY and house.velocity == pytest.approx(0.5)
+
+
 def test_a_page_that_closes_while_driving_holds_at_once(house):
     page = house.driving()
     house.publish(house.stage.leave(page, house.lockstep.now_ns))

@@ -314,7 +314,10 @@ class Operators:
         driver = next((page for page in self.pages if page.nonce == status.lease), None)
         if driver is not self.driver or restarted:
             self._start_again(driver, now_ns)
-        by_us = self.mode == Mode.HOLD and mode == Mode.POLICY
+        change = self.mode, mode
+        by_us = change == (Mode.HOLD, Mode.POLICY)
+        # Whoever had let go before the hold came has let go: the next press counts.
+        by_us |= change == (Mode.POLICY, Mode.HOLD) and not (self.driver and self.driver.engaged)
         if mode != self.mode and not by_us and self.driver:
             # A hold, a stop, a start: whoever holds the deadman lets go before driving on.
             self.driver.neutral = self.driver.engaged = False
