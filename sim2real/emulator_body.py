@@ -20,7 +20,7 @@ TIMEOUT_MS = 50  # chosen: the robot has one, its length is not published
 TIMEOUT_DAMPING = 3.0  # N m s/rad; chosen: what the motors do then is not published either
 STIFF = 10.0  # N m/rad: from here on people see that the motors hold the robot
 LOWER_AFTER_S = 4.5  # stiff for so long, and people let it down
-AMBIENT, HEAT, COOLING_S = 30.0, 0.004, 120.0  # degrees, degrees per s and (N m)^2, s; chosen
+AMBIENT, HEAT, COOLING_S = 30.0, 2.0, 120.0  # degrees, degrees per s at full torque, s; chosen
 
 
 class Motors:
@@ -88,9 +88,12 @@ class Motors:
         model.actuator_biasprm[:, 0] = (kd * dq + tau) * on
 
     def heat(self, torque: np.ndarray) -> None:
-        """Two milliseconds: windings warm with the square of torque and cool towards the air."""
-        dt = STATE_MS * 1e-3
-        self.winding += dt * (HEAT * torque * torque - (self.winding - AMBIENT) / COOLING_S)
+        """Two milliseconds: windings warm with the square of torque and cool towards the air.
+
+        Of their own torque: a knee that carries the robot is built for it.
+        """
+        dt, share = STATE_MS * 1e-3, torque / self.robot.effort_limit
+        self.winding += dt * (HEAT * share * share - (self.winding - AMBIENT) / COOLING_S)
 
     @property
     def stiff(self) -> bool:

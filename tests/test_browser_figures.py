@@ -12,13 +12,14 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zmq
 from playwright.sync_api import Browser, Page, expect
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from robot.bus import Subscriber
@@ -254,10 +255,11 @@ def pages(address: Path, count: int) -> Iterator[None]:
 
 def listen(socket: ClientConnection) -> None:
     """Until the page is closed."""
-    for data in socket:
-        if isinstance(data, str) and (message := json.loads(data))["t"] == "ping":
-            clock = time.monotonic_ns() * 1e-6
-            socket.send(json.dumps({"t": "pong", "s": message["s"], "c": clock}))
+    with suppress(ConnectionClosed):
+        for data in socket:
+            if isinstance(data, str) and (message := json.loads(data))["t"] == "ping":
+                clock = time.monotonic_ns() * 1e-6
+                socket.send(json.dumps({"t": "pong", "s": message["s"], "c": clock}))
 
 
 def test_five_pages_cost_control_nothing(launch, runtime_dir: Path, public_policy):

@@ -172,7 +172,7 @@ def test_a_minute_of_walking_through_dds_and_its_log_replays(
     report = tmp_path / "out.json"
     run = launch(
         "run", run_file, "--policy", "walk", "--unsigned-policy",
-        "--seconds", "180", "--headless", "--command", "0.5,0,0", "--json", str(report),
+        "--seconds", "130", "--headless", "--command", "0.5,0,0", "--json", str(report),
     )  # fmt: skip
     assert run.wait(300) == 0, run.err
     got = json.loads(report.read_text())
