@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 
 from robot.config import Strict, UserError, load_yaml
 from robot.messages import DepthKind, Encoding, hash64
+from robot.rotations import rotation_matrix
 
 Distortion = Literal["none", "plumb_bob", "rational", "fisheye4"]
 COEFFICIENTS: dict[str, int] = {"none": 0, "plumb_bob": 5, "rational": 8, "fisheye4": 4}
@@ -190,7 +191,7 @@ def make_calibration(file: CalibrationFile, path: Path) -> Calibration:
     mount = file.T_link_cam
     arrays = (
         np.array([file.fx, file.fy, file.cx, file.cy]),
-        rotation_matrix(np.array(mount.quat_wxyz)),
+        rotation_matrix(mount.quat_wxyz),
         np.array(mount.pos),
     )
     for array in arrays:
@@ -205,13 +206,6 @@ def _geometry_hash(file: CalibrationFile) -> int:
     """Who calibrated it when is no part of it: the same figures have the same hash."""
     about = {"name", "rate_hz", "method", "date", "reprojection_error_px", "serial"}
     return hash64(json.dumps(file.model_dump(mode="json", exclude=about), sort_keys=True))
-
-
-def rotation_matrix(quat_wxyz: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(3, 3) matrix whose columns are the turned axes."""
-    flat = np.zeros(9)
-    mujoco.mju_quat2Mat(flat, quat_wxyz)
-    return flat.reshape(3, 3)
 
 
 def through_chain(

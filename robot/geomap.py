@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from robot.rotations import heading_of, rotation_matrix
+
 FloatArray = NDArray[np.float64]
 
 SCAN_X = np.linspace(-0.8, 0.8, 17)  # m ahead of the pelvis, inner
@@ -264,21 +266,6 @@ class GeoMap:
             np.divide(total, count, out=height, where=full)
             variance = np.divide(spread, count, out=guess, where=full)
         return height, variance
-
-
-def rotation_matrix(quat_wxyz: ArrayLike) -> FloatArray:
-    """(3, 3) that turns vectors of the body into those of the world."""
-    w, x, y, z = np.asarray(quat_wxyz, np.float64).tolist()
-    return np.array([
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ])  # fmt: skip
-
-
-def heading_of(rotation: FloatArray) -> float:
-    """Yaw in rad: where the body's x axis points on the ground."""
-    return math.atan2(rotation[1, 0], rotation[0, 0])
 
 
 def _roughness(height: FloatArray, i: NDArray[np.intp], j: NDArray[np.intp]) -> FloatArray:

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from robot.calibration import Calibration, check_pinhole
 from robot.config import UserError
 from robot.estimator import Estimator
-from robot.geomap import GeoMap, heading_of, rotation_matrix
+from robot.geomap import GeoMap
 from robot.messages import Codec, DepthKind, Encoding, Frame, FrameFault, HeightMap, LowState
 from robot.model import Robot, compile_model
 from robot.raycast import OWN_GROUPS, DepthRays
+from robot.rotations import heading_of, quat_between, rotation_matrix
 
 FloatArray = NDArray[np.float64]
 
@@ -253,12 +254,10 @@ def between(moments: deque[Moment], stamp_ns: int) -> Moment:
             break
         after = before
     share = (stamp_ns - before.stamp_ns) / max(after.stamp_ns - before.stamp_ns, 1)
-    a, b = before.quat_wxyz, after.quat_wxyz
-    quat = a + share * ((b if a @ b >= 0.0 else -b) - a)
     return Moment(
         stamp_ns,
         before.joint_pos + share * (after.joint_pos - before.joint_pos),
-        quat / np.linalg.norm(quat),
+        quat_between(before.quat_wxyz, after.quat_wxyz, share),
         before.base_pos + share * (after.base_pos - before.base_pos),
     )
 

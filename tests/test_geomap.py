@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from robot.geomap import SCAN_XY, GeoMap, rotation_matrix
+from robot.geomap import SCAN_XY, GeoMap
+from robot.rotations import rotation_matrix
 
 WIDTH, HEIGHT = 64, 48
 FOCAL = 0.5 * HEIGHT / math.tan(math.radians(58.3) / 2)

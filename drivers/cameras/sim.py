@@ -22,6 +22,7 @@ from robot.config import UserError
 from robot.messages import Encoding, Frame, FrameClock, FrameSource, Truth
 from robot.model import Robot, compile_model
 from robot.raycast import DepthRays
+from robot.rotations import quat_between
 from robot.runs import RunConfig
 from robot.terrain import terrain_of
 
@@ -176,9 +177,7 @@ class SimCamera:
 
 
 def _between(a: NDArray[np.float64], b: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """qpos between two of them; their orientations are a few degrees apart at most."""
-    quat = b[3:7] if a[3:7] @ b[3:7] >= 0.0 else -b[3:7]
+    """qpos between two of them."""
     out = a + share * (b - a)
-    out[3:7] = a[3:7] + share * (quat - a[3:7])
-    out[3:7] /= np.linalg.norm(out[3:7])
+    out[3:7] = quat_between(a[3:7], b[3:7], share)
     return out
