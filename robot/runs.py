@@ -62,13 +62,13 @@ class TerrainConfig(Strict):
     @field_validator("name", "difficulty")
     @classmethod
     def _exists(cls, given: Any, info: ValidationInfo) -> Any:
-        from robot.terrain import make_terrain  # with NumPy, which most commands need not load
+        from robot.terrain import size_of  # with NumPy, which most commands need not load
 
         try:
             if info.field_name == "name":
-                make_terrain(given)
+                size_of(given)
             elif "name" in info.data:  # else that one was refused
-                make_terrain(info.data["name"], difficulty=given)
+                size_of(info.data["name"], given)
         except UserError as error:
             raise ValueError(error) from None
         return given

@@ -311,6 +311,16 @@ def make_terrain(name: str, seed: int = 0, difficulty: float | None = None) -> T
     Raises:
         UserError: no such family, or a difficulty outside its range.
     """
+    size = size_of(name, difficulty)
+    return FAMILIES[name].make(np.random.default_rng([seed, zlib.crc32(name.encode())]), size)
+
+
+def size_of(name: str, difficulty: float | None = None) -> float:
+    """The difficulty in m that a family is made with.
+
+    Raises:
+        UserError: no such family, or a difficulty outside its range.
+    """
     if name not in FAMILIES:
         raise UserError(f"terrain {name!r} is unknown; available: {listing(FAMILIES)}")
     family = FAMILIES[name]
@@ -320,7 +330,7 @@ def make_terrain(name: str, seed: int = 0, difficulty: float | None = None) -> T
             f"terrain {name!r}: got difficulty {size:g} m ({family.meaning}), expected "
             f"{family.easy:g} to {family.hard:g}"
         )
-    return family.make(np.random.default_rng([seed, zlib.crc32(name.encode())]), size)
+    return size
 
 
 def terrain_of(config: TerrainConfig) -> Terrain:
