@@ -136,6 +136,22 @@ def test_without_a_compiler_the_timer_goes_through_ctypes(
     assert row.note.endswith(f"floor: {made.timer_kind}") and row.extra["floor_ticks"] >= 150
 
 
+def test_the_cpu_time_of_another_process_is_that_of_all_its_threads() -> None:
+    code = """if True:
+        import sys, threading, time
+        def work():
+            while time.process_time() < 0.05: pass
+        thread = threading.Thread(target=work); thread.start(); thread.join()
+        print(time.process_time(), flush=True); sys.stdin.read()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        own = float(process.stdout.readline())
+        assert own <= bench.cpu_seconds(process.pid) < own + 0.05 and own >= 0.05
+
+
 def test_the_ratio_is_of_the_rounds_medians() -> None:
     pairs = [
         (Samples(np.array([1.0, 2.0, 90.0])), Samples(np.array([4.0]))),
