@@ -173,6 +173,13 @@ def into_policy(page: Page, bus: Bus) -> None:
     sees(page, "STAND")
 
 
+def start_policy(page: Page) -> None:
+    """From STAND into the policy, which may be moved."""
+    press(page, "START_POLICY")
+    sees(page, "POLICY")
+    may_move(page)
+
+
 def walk_until(bus: Bus, metres: float, most_s: float = 60.0) -> float:
     """Wait until the robot has come so far from where it is, or stops walking; returns how far."""
     start = bus.hear().place.copy()
@@ -190,9 +197,7 @@ def test_a_person_arms_walks_a_metre_by_key_and_by_stick_and_stops(
     page, bus = house("sim", public_policy("ppo"))
     into_policy(page, bus)
     eventually(lambda: bus.hear().released, 60.0)
-    press(page, "START_POLICY")
-    sees(page, "POLICY")
-    may_move(page)
+    start_policy(page)
     page.locator("#speed").fill("60")
     time.sleep(2.5)  # the ramp into the policy: until it ends, commands wait
     page.keyboard.down("KeyW")
@@ -233,9 +238,7 @@ def test_arms_follow_a_slider_while_walking_and_stop_ends_both(house):
     page, bus = house("sim", shipped_policies()["walk"])
     into_policy(page, bus)
     eventually(lambda: bus.hear().released, 60.0)
-    press(page, "START_POLICY")
-    sees(page, "POLICY")
-    may_move(page)
+    start_policy(page)
     time.sleep(2.5)  # the ramp into the policy: until it ends, commands wait
     page.keyboard.down("KeyW")
     begin, elbow = bus.hear().place.copy(), bus.elbow
@@ -263,9 +266,7 @@ def test_a_hand_is_dragged_in_the_picture_and_let_go_with_the_window(house, stan
     page, bus = house("loopback", standing_policy)
     hands = Hands(ROBOT, list(load_arms(ROBOT).hands.values()))
     into_policy(page, bus)
-    press(page, "START_POLICY")
-    sees(page, "POLICY")
-    may_move(page)
+    start_policy(page)
     before = hands.points(bus.hear().arms)
     drag(page, "#hand-left", (0.0, -2.0))
     eventually(lambda: hands.points(bus.hear().arms)[0][2] > before[0][2] + 0.1, 30.0)
@@ -285,9 +286,7 @@ def test_a_hand_is_dragged_in_the_picture_and_let_go_with_the_window(house, stan
 def test_whatever_takes_hands_away_lets_go(house, standing_policy: Path):
     page, bus = house("loopback", standing_policy)
     into_policy(page, bus)
-    press(page, "START_POLICY")
-    sees(page, "POLICY")
-    may_move(page)
+    start_policy(page)
     lost = {
         "focus": "window.dispatchEvent(new Event('blur'))",
         "page": "window.dispatchEvent(new Event('pagehide'))",
@@ -313,9 +312,7 @@ def test_whatever_takes_hands_away_lets_go(house, standing_policy: Path):
 def test_a_killed_console_is_a_hold_and_its_page_says_so(house, runtime_dir, standing_policy: Path):
     page, bus = house("loopback", standing_policy)
     into_policy(page, bus)
-    press(page, "START_POLICY")
-    sees(page, "POLICY")
-    may_move(page)
+    start_policy(page)
     page.keyboard.down("KeyW")
     eventually(lambda: bus.hear().wish[0] > 0.0 and bus.mode == Mode.POLICY, 30.0)
     rows = json.loads((runtime_dir / "nodes.json").read_text())["nodes"]

@@ -7,7 +7,6 @@ samples and of those without a gap of the host, which a sleeping loop beside the
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 import urllib.request
@@ -18,24 +17,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from robot.bench import cpu_seconds
 from robot.bus import Subscriber
-from robot.console.access import Role
 from robot.messages import Command, Consumed, Mode, Status, Timing
 from robot.node import CONSOLE_FILE
 from tests import test_browser
 from tests.conftest import eventually
-from tests.test_browser import CODECS, PATIENT_MS, into_policy, may_move, press, sees
+from tests.test_browser import CODECS, PATIENT_MS, into_policy, press, sees, start_policy
 
 pytestmark = pytest.mark.acceptance
 browser, house = test_browser.browser, test_browser.house  # fixtures
 
 OBSERVERS = 5
 GAP_NS = 8_000_000  # a loop that sleeps 1 ms and comes back so late was kept waiting by the host
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class Gaps:
@@ -120,28 +118,36 @@ def watch_keys(page: Page, code: str) -> None:
     )
 
 
-def observers(page: Page, browser: Browser, stack: ExitStack) -> None:
-    """More pages of people who look on, drawn as any other."""
-    link, before = page.locator("#invite-link"), ""
-    for _ in range(OBSERVERS):
-        page.locator(f"#invite-{Role.OBSERVE.name.lower()}").click()
-        expect(link).to_contain_text("token=", timeout=PATIENT_MS)
-        expect(link).not_to_have_text(before, timeout=PATIENT_MS)  # each counts once
-        before = link.text_content() or ""
-        address = before.split()[0]
-        context = browser.new_context(viewport={"width": 640, "height": 480})
-        stack.callback(context.close)
-        other = context.new_page()
-        other.goto(address, timeout=PATIENT_MS)
-        expect(other.locator("#chip-link")).to_have_text("connected", timeout=PATIENT_MS)
+@contextmanager
+def pages(address: Path, count: int) -> Iterator[None]:
+    """So many pages that take in all they are sent and answer pings, without drawing anything."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            host, _, token = address.read_text().strip().partition("/?token=")
+            answer = urllib.request.urlopen(f"{host}/?token={token}", timeout=10)
+            cookie = answer.headers["set-cookie"].partition(";")[0]
+            eventually(lambda used=token: used not in address.read_text())
+            socket = stack.enter_context(connect(
+                host.replace("http", "ws") + "/ws", origin=host,  # type: ignore[arg-type]
+                additional_headers={"Cookie": cookie}, max_size=1 << 22, compression=None,
+            ))  # fmt: skip
+            threading.Thread(target=listen, args=(socket,), daemon=True).start()
+        yield
+
+
+def listen(socket: ClientConnection) -> None:
+    """Until the page is closed."""
+    with suppress(ConnectionClosed):
+        for data in socket:
+            if isinstance(data, str) and (message := json.loads(data))["t"] == "ping":
+                clock = time.monotonic_ns() * 1e-6
+                socket.send(json.dumps({"t": "pong", "s": message["s"], "c": clock}))
 
 
 def test_from_key_to_control(house, runtime_dir, standing_policy: Path, gaps: Gaps):
     page, bus = house("loopback", standing_policy)
     into_policy(page, bus)
-    press(page, "START_POLICY")
-    sees(page, "POLICY")
-    may_move(page)
+    start_policy(page)
     time.sleep(3.0)  # the ramp
     ears = Ears(runtime_dir, "command.console", "consumed", "status")
     shift = page_clock(page)
@@ -174,12 +180,11 @@ def test_from_key_to_control(house, runtime_dir, standing_policy: Path, gaps: Ga
 
 
 def test_from_stop_to_damp_with_five_observers(
-    house, runtime_dir, browser: Browser, standing_policy: Path, gaps: Gaps
-):  # fmt: skip
+    house, runtime_dir: Path, standing_policy: Path, gaps: Gaps
+):
+    """The driver's page draws; observers draw on computers of their own, so here they do not."""
     page, _ = house("loopback", standing_policy)
-    with ExitStack() as stack:
-        observers(page, browser, stack)
-        page.bring_to_front()
+    with pages(runtime_dir / CONSOLE_FILE, OBSERVERS):
         page.locator("#stop").click()
         sees(page, "ESTOP")
         press(page, "ACQUIRE")
@@ -211,9 +216,7 @@ def test_pictures_per_second_and_the_cost_of_the_console(
     page, bus = house("sim", public_policy("ppo"))
     into_policy(page, bus)
     eventually(lambda: bus.hear().released, 60.0)
-    press(page, "START_POLICY")
-    sees(page, "POLICY")
-    may_move(page)
+    start_policy(page)
     page.keyboard.down("KeyW")
     time.sleep(3.0)
     before, since = cpu_s(runtime_dir, "console"), time.monotonic()
@@ -231,35 +234,7 @@ def test_pictures_per_second_and_the_cost_of_the_console(
 def cpu_s(folder: Path, name: str) -> float:
     """CPU seconds of a node so far."""
     rows = json.loads((folder / "nodes.json").read_text())["nodes"]
-    pid = next(row["pid"] for row in rows if row["name"] == name)
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
-
-
-@contextmanager
-def pages(address: Path, count: int) -> Iterator[None]:
-    """So many pages that take in all they are sent and answer pings, without drawing it."""
-    with ExitStack() as stack:
-        for _ in range(count):
-            host, _, token = address.read_text().strip().partition("/?token=")
-            answer = urllib.request.urlopen(f"{host}/?token={token}", timeout=10)
-            cookie = answer.headers["set-cookie"].partition(";")[0]
-            eventually(lambda used=token: used not in address.read_text())
-            socket = stack.enter_context(connect(
-                host.replace("http", "ws") + "/ws", origin=host,  # type: ignore[arg-type]
-                additional_headers={"Cookie": cookie}, max_size=1 << 22, compression=None,
-            ))  # fmt: skip
-            threading.Thread(target=listen, args=(socket,), daemon=True).start()
-        yield
-
-
-def listen(socket: ClientConnection) -> None:
-    """Until the page is closed."""
-    with suppress(ConnectionClosed):
-        for data in socket:
-            if isinstance(data, str) and (message := json.loads(data))["t"] == "ping":
-                clock = time.monotonic_ns() * 1e-6
-                socket.send(json.dumps({"t": "pong", "s": message["s"], "c": clock}))
+    return cpu_seconds(next(row["pid"] for row in rows if row["name"] == name))
 
 
 def test_five_pages_cost_control_nothing(launch, runtime_dir: Path, public_policy):
@@ -292,4 +267,4 @@ def test_five_pages_cost_control_nothing(launch, runtime_dir: Path, public_polic
     few, many = np.percentile(means, [2.5, 97.5])
     print(f"control's CPU per tick, 5 pages: {np.median(ratios):.3f} x ({low:.3f} to {high:.3f})")
     print(f"skipped ticks more in 4 s: {more.mean():.2f} ({few:.2f} to {many:.2f}); goals: 1.05, 0")
-    assert low <= 1.05 and few <= 0.0
+    assert np.median(ratios) <= 1.05 and few <= 0.0
