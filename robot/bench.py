@@ -342,15 +342,24 @@ class Nodes:
             signal.signal(signal.SIGINT, before)
 
     def go_on_to_policy(self, most_s: float) -> None:
-        """Let the robot stand up and start its policy, then stop the nodes."""
+        """Let the robot stand up and start its policy, then stop the nodes.
+
+        It goes on until the pilot has answered for the first time, however little time is given:
+        what a pilot does before that is no path.
+        """
         self._signal(signal.SIGCONT)
-        end, settled = time.monotonic() + most_s, 0.0
-        while time.monotonic() < end:
+        begin = time.monotonic()
+        end, settled = begin + most_s, 0.0
+        while (now := time.monotonic()) < end or (now < begin + TO_POLICY_S and not self._answered):
             self.manager.turn()
             if self.manager.summary.mode == Mode.POLICY:
                 settled = settled or time.monotonic() + 3.0  # the blend into the policy ends
                 end = min(end, settled)
         self._signal(signal.SIGSTOP)
+
+    @property
+    def _answered(self) -> bool:
+        return any(timing.policy_ticks for timing in self._heard)
 
     def cpu_share(self, name: str) -> float:
         """Share of a core that a node has taken in all slots so far."""
