@@ -281,10 +281,22 @@ def add_camera(spec: mujoco.MjSpec, calibration: Calibration) -> None:
     file = calibration.file
     wide, high = mjcf_size(file)
     pixel = SENSOR_WIDTH / wide  # m; pixels are square in MuJoCo, the two focal lengths need not be
-    quat = np.zeros(4)
-    mujoco.mju_mat2Quat(quat, (calibration.rotation @ TO_MUJOCO).ravel())
     spec.body(file.link).add_camera(
-        name=file.name, pos=calibration.position, quat=quat, resolution=[wide, high],
-        sensor_size=[wide * pixel, high * pixel],
+        name=file.name, pos=calibration.position, quat=_mjcf_quat(calibration),
+        resolution=[wide, high], sensor_size=[wide * pixel, high * pixel],
         focal_length=[file.fx * pixel, file.fy * pixel],
     )  # fmt: skip
+
+
+def aim_camera(model: mujoco.MjModel, calibration: Calibration) -> None:
+    """Move the camera of this name, in a compiled scene, to where `calibration` has it."""
+    row = model.camera(calibration.file.name).id
+    pixel = SENSOR_WIDTH / mjcf_size(calibration.file)[0]
+    model.cam_pos[row], model.cam_quat[row] = calibration.position, _mjcf_quat(calibration)
+    model.cam_intrinsic[row, :2] = calibration.intrinsics[:2] * pixel
+
+
+def _mjcf_quat(calibration: Calibration) -> NDArray[np.float64]:
+    quat = np.zeros(4)
+    mujoco.mju_mat2Quat(quat, (calibration.rotation @ TO_MUJOCO).ravel())
+    return quat

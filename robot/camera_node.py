@@ -1,4 +1,4 @@
-"""The process of the camera: publishes its pictures, and comes back by itself when it was gone."""
+"""The process of a camera: publishes its pictures, and comes back by itself when it was gone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from robot.bus import Publisher, Subscriber
 from robot.config import UserError
 from robot.messages import Frame, Truth
 from robot.node import Node
-from robot.topics import CAMERA
+from robot.topics import CAMERA_OF
 
 TURN_MS = 50  # longest wait for a picture, and so for the order to stop
 RETRY_S = 0.5  # between attempts to open a camera that is gone
@@ -29,9 +29,10 @@ def main(node: Node) -> None:
             if isinstance(message, Truth):
                 yield message
 
-    topic = f"frame.{CAMERA}"
+    name = CAMERA_OF[node.name]
+    topic = f"frame.{name}"
     try:
-        camera = make_camera(node.config, node.robot, CAMERA, truths)
+        camera = make_camera(node.config, node.robot, name, truths)
         connected = connect(node, camera)
     except UserError as error:
         node.say(f"no camera: {error}; everything else runs")

@@ -81,6 +81,8 @@ class Run:
     """leave a log of the run; default: yes, with --lockstep no"""
     camera: Literal["none", "sim", "v4l2", "replay"] | None = None
     """what publishes pictures; details are the run file's"""
+    rgb: bool = False
+    """with --camera sim: also pictures in colour, for the console, where there is GL"""
     unsigned_policy: bool = False
     """hardware and emulator: run a policy that nobody trusted has signed"""
     interface: str | None = None
@@ -283,6 +285,7 @@ def _overrides(args: Run) -> dict[str, Any]:
         "sim.collisions": args.collisions, "sim.terrain.name": args.terrain,
         "sim.terrain.seed": args.terrain_seed, "sim.terrain.difficulty": args.difficulty,
         "operator.arms": args.arms, "camera.source": args.camera,
+        "camera.rgb": True if args.rgb else None,
         "unsigned_policy": True if args.unsigned_policy else None,
         "operator.gamepad": True if args.gamepad else None,
         "log.enabled": args.log == "yes" if args.log else False if args.lockstep else None,

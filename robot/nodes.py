@@ -58,6 +58,8 @@ NODES: tuple[Row, ...] = (
         "robot is damped first; an operator must arm", "runs the policy, one target per input"),
     Row("camera", "robot.camera_node", lambda run: run.camera.source != "none",
         "with a camera", "low", "with back-off", "pictures of the camera in the head"),
+    Row("rgb", "robot.camera_node", lambda run: run.camera.rgb, "with --rgb", "low",
+        "with back-off", "the same in colour, for people; simulation, where there is GL"),
     Row("perception", "robot.perception_node", lambda run: run.camera.source != "none",
         "with a camera", "low", "with back-off", "turns pictures into the ground around the robot"),
     Row("console", "robot.console.node", lambda run: run.console.enabled,

@@ -234,6 +234,8 @@ class CameraConfig(Strict):
     """v4l2: the device"""
     log: Path | None = None
     """replay: a log with frames, shown again and again"""
+    rgb: bool = False
+    """sim and replay: also pictures in colour, for people, where there is GL"""
 
 
 def default_log_folder() -> Path:
@@ -299,6 +301,10 @@ class RunConfig(Strict):
             )
         if camera.source == "replay" and camera.log is None:
             raise ValueError("camera replay: expected camera.log, a log with frames")
+        if camera.rgb and camera.source not in ("sim", "replay"):
+            raise ValueError(
+                f"camera.rgb with camera {camera.source}: expected camera sim or replay"
+            )
         return self
 
     @model_validator(mode="after")

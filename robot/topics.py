@@ -94,6 +94,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic("event", Event, "on event", "recorder", True, "start, end with reason, remarks"),
     Topic("event.console", Event, "on event", "console", True, "marks and episodes, by operators"),
     Topic("frame.head", Frame, "camera", "camera", True, "pictures of the camera in the head"),
+    Topic("frame.head_rgb", Frame, "camera", "rgb", True, "the same in colour, for people"),
     Topic("height_map", HeightMap, "camera", "perception", True, "the ground around the robot"),
     Topic("perception_timing", PerceptionTiming, "camera", "perception", True, "from light to map"),
     *(
@@ -105,7 +106,9 @@ TOPICS: tuple[Topic, ...] = (
         for s in SOURCES
     ),
 )
-CAMERA = "head"  # the camera that the run file asks for: row of robot.cameras, end of its topic
+# Row of nodes.NODES to the camera that it reads: row of robot.cameras, end of its topic.
+CAMERA_OF = {"camera": "head", "rgb": "head_rgb"}
+CAMERA = CAMERA_OF["camera"]  # the one that perception looks through
 TOPIC = {topic.name: topic for topic in TOPICS}
 OPERATOR_TOPICS = tuple(t.name for t in TOPICS if t.message in (Command, Request))
 

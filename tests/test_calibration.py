@@ -56,7 +56,7 @@ def test_the_g1s_head_camera_is_as_the_facts_say():
 
 def test_the_robot_has_it_and_its_scene_is_made_from_it():
     robot = load_robot("g1")
-    assert list(robot.cameras) == ["head"] and robot.dims["frame_bytes"] == 6144
+    assert list(robot.cameras) == ["head", "head_rgb"] and robot.dims["frame_bytes"] == 6144
     model = compile_model(robot)
     camera = model.camera("head")
     assert model.body(camera.bodyid[0]).name == HEAD.file.link
@@ -132,7 +132,7 @@ def test_a_raw_frame_that_does_not_fit_the_bus_is_refused(tmp_path: Path):
 
 
 def test_a_robot_names_its_camera_and_the_link_that_carries_it(tmp_path: Path):
-    for name in ("robot.yaml", "g1.xml"):
+    for name in ("robot.yaml", "g1.xml", "head_rgb_camera.yaml"):
         (tmp_path / name).write_text((PATH.parent / name).read_text())
     for change, sentence in (
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import av
+import mujoco
 import numpy as np
 import pytest
+from PIL import Image
 
 from drivers.cameras import CAMERAS, make_camera
 from drivers.cameras.camera import Camera, CameraFault, depth_of
+from drivers.cameras.colour import ColourEye
 from drivers.cameras.replay import PAUSE_NS, ReplayCamera
 from drivers.cameras.sim import STALE_NS, SimCamera
 from drivers.cameras.v4l2 import V4l2Camera
@@ -24,7 +28,8 @@ from robot.config import UserError
 from robot.log import Log
 from robot.log_writer import open_log
 from robot.messages import Encoding, Frame, FrameClock, FrameSource, Truth
-from robot.model import load_robot
+from robot.model import build_spec, load_robot
+from robot.raycast import DepthRays
 from robot.runs import CameraConfig, CameraNoise, LogConfig, RunConfig
 from robot.topics import make_codecs
 
@@ -32,7 +37,6 @@ ROBOT = load_robot("g1")
 HEAD = ROBOT.cameras["head"]
 CODECS = make_codecs(ROBOT)
 STEP_NS = 20_000_000  # of truth
-PERIOD_NS = round(1e9 / 30)
 MS = 1_000_000
 
 
@@ -67,6 +71,7 @@ class CameraContract:
     """Inherited by each camera; `make` gives one that has pictures to give."""
 
     source = FrameSource.SIM
+    calibration = HEAD
     encoding = Encoding.Z16
     timeout_ms = 500  # until the next picture surely comes
 
@@ -96,16 +101,17 @@ class CameraContract:
 
     def test_a_frame_says_what_it_is(self, camera: Camera):
         frame = self.frames(camera, 1)[0]
-        assert frame.camera_id == "head" and frame.source == self.source
+        about = self.calibration
+        assert frame.camera_id == about.file.name and frame.source == self.source
         assert frame.encoding == self.encoding and frame.clock == FrameClock.MONOTONIC
-        assert (frame.width, frame.height) == (64, 48)
+        assert (frame.height, frame.width) == about.shape
         assert 0 < frame.size <= len(frame.data)
         if self.encoding != Encoding.JPEG:
             assert frame.size == frame.stride * frame.height
         assert frame.calib_hash != 0
-        np.testing.assert_array_equal(frame.intrinsics, HEAD.intrinsics)
-        np.testing.assert_array_equal(frame.camera_pos, HEAD.position)
-        np.testing.assert_array_equal(frame.camera_quat_wxyz, HEAD.file.T_link_cam.quat_wxyz)
+        np.testing.assert_array_equal(frame.intrinsics, about.intrinsics)
+        np.testing.assert_array_equal(frame.camera_pos, about.position)
+        np.testing.assert_array_equal(frame.camera_quat_wxyz, about.file.T_link_cam.quat_wxyz)
         assert frame.data[: frame.size].any() and not frame.data[frame.size :].any()
 
     def test_times_are_in_order_and_frame_ids_rise(self, camera: Camera):
@@ -151,8 +157,8 @@ class TestSim(CameraContract):
     def make(self) -> Camera:
         self.world = World()
         return make_camera(
-            run_with(source="sim", noise=self.noise), ROBOT, "head", self.world.truths,
-            self.world.clock,
+            run_with(source="sim", noise=self.noise), ROBOT, self.calibration.file.name,
+            self.world.truths, self.world.clock,
         )  # fmt: skip
 
     timeout_ms = 0
@@ -170,7 +176,8 @@ class TestSim(CameraContract):
     def test_pictures_come_at_the_cameras_rate_as_late_as_drawn(self, camera: Camera):
         frames = self.frames(camera, 30)
         times = np.array([frame.t_mid_ns for frame in frames])
-        np.testing.assert_array_equal(np.diff(times), PERIOD_NS)
+        period = round(1e9 / self.calibration.file.rate_hz)
+        np.testing.assert_array_equal(np.diff(times), period)
         late = np.array([frame.t_recv_ns for frame in frames]) - times
         low, high = (30 * MS, 150 * MS) if self.noise else (4 * MS, 4 * MS)
         assert low <= late.min() and late.max() <= high + STEP_NS
@@ -203,6 +210,66 @@ class TestSimClean(TestSim):
         assert frames[0].t_mid_ns >= self.world.now - STALE_NS - 7 * STEP_NS
         assert frames[0].dropped >= 10
         assert frames[0].frame_id - before.frame_id == frames[0].dropped + 1
+
+
+class TestSimColour(TestSim):
+    """Where there is GL."""
+
+    calibration = ROBOT.cameras["head_rgb"]
+    encoding = Encoding.JPEG
+
+    def make(self) -> Camera:
+        try:
+            return super().make()
+        except UserError as error:
+            pytest.skip(str(error))
+
+    def test_it_names_what_draws(self, camera: Camera):
+        assert camera.describe().startswith("simulated colour, drawn by ")
+
+    def test_a_picture_is_a_jpeg_of_the_floor(self, camera: Camera):
+        frame = self.frames(camera, 1)[0]
+        image = Image.open(io.BytesIO(frame.data[: frame.size].tobytes()))
+        assert (image.format, image.size) == ("JPEG", (192, 108))
+        assert 120 < np.asarray(image).mean() < 230, "a light floor fills it"
+
+
+def colour_eye(model: mujoco.MjModel) -> ColourEye:
+    try:
+        return ColourEye(model, ROBOT.cameras["head_rgb"])
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def test_a_red_box_is_red_where_depth_finds_it():
+    """Red stays red through renderer and JPEG, and both eyes look the same way."""
+    spec = build_spec(ROBOT)
+    spec.worldbody.add_geom(
+        name="box", type=mujoco.mjtGeom.mjGEOM_BOX, group=0, size=[0.1, 0.15, 0.15],
+        pos=[1.0, 0.35, 0.15], rgba=[1.0, 0.05, 0.05, 1.0],
+    )  # fmt: skip
+    model = spec.compile()
+    eye, data = colour_eye(model), mujoco.MjData(model)
+    data.qpos[:7] = (0.0, 0.0, 0.78, 1.0, 0.0, 0.0, 0.0)
+    data.qpos[7:] = ROBOT.stand_joint_pos
+    mujoco.mj_kinematics(model, data)
+    jpeg = eye.see(data)
+    image = np.asarray(Image.open(io.BytesIO(jpeg.tobytes()))).astype(int)
+    red = (image[..., 0] > 120) & (image[..., 0] > 2 * image[..., 2])
+    assert not ((image[..., 2] > 120) & (image[..., 2] > 2 * image[..., 0])).any(), "none is blue"
+    rays = DepthRays(model, ROBOT.cameras["head_rgb"])
+    nearer = rays.depth(data)
+    model.geom("box").group = 3  # unseen
+    hit = nearer < rays.depth(data) - 1e-3
+    assert hit.sum() > 200
+    assert (red & hit).sum() > 0.9 * (red | hit).sum()
+
+
+def test_without_gl_one_sentence_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mujoco.egl", None)
+    expected = r"no GL for drawing off screen by EGL \(.*mujoco.egl.*\)"
+    with pytest.raises(UserError, match=expected):
+        ColourEye(build_spec(ROBOT).compile(), ROBOT.cameras["head_rgb"])
 
 
 def test_a_frozen_camera_repeats_its_frame_id_and_a_lossy_one_counts():

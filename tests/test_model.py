@@ -478,7 +478,7 @@ def changed(folder: Path, old: str, new: str) -> Path:
     text = (G1 / "robot.yaml").read_text(encoding="utf-8")
     assert old in text
     (folder / "robot.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
-    for name in ("g1.xml", "head_camera.yaml"):
+    for name in ("g1.xml", "head_camera.yaml", "head_rgb_camera.yaml"):
         shutil.copy(G1 / name, folder / name)
     return folder / "robot.yaml"
 

@@ -117,7 +117,7 @@ def test_a_robot_without_a_depth_camera_is_told_in_one_line_and_nothing_else_end
     folder.mkdir(mode=0o700)
     place = tmp_path / "robot"
     place.mkdir()
-    for name in ("robot.yaml", "g1.xml", "head_camera.yaml"):
+    for name in ("robot.yaml", "g1.xml", "head_camera.yaml", "head_rgb_camera.yaml"):
         text = (ROOT / "configs" / "g1" / name).read_text()
         if name == "head_camera.yaml":
             text = text.replace("encoding: z16", "encoding: gray8").replace("depth_kind: z ", "#")

@@ -227,7 +227,7 @@ def test_a_run_leaves_one_log_with_everything_in_it(
     assert len(log["low_cmd"]) > 1000 and log.topics["heartbeat"].lost == 0
     assert [EventKind(kind) for kind in log["event"]["kind"]] == [EventKind.START, EventKind.END]
     assert log["event"]["text"][-1].decode().strip() == "5 s are over"
-    files = {"robot.yaml", "g1.xml", "head_camera.yaml", "policy.onnx"}
+    files = {"robot.yaml", "g1.xml", "head_camera.yaml", "head_rgb_camera.yaml", "policy.onnx"}
     assert {"run.json", "realtime.json", *files} == set(log.attachments)
     assert "run loopback --headless" in log.metadata["command_line"]
     clocks = log["clock"]

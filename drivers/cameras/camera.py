@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import mujoco
 import numpy as np
+from numpy.typing import NDArray
 
 from robot.calibration import Calibration
 from robot.messages import Encoding, Frame, FrameSource
@@ -46,6 +48,18 @@ class Camera(Protocol):
 
     def close(self) -> None:
         """Let go; may be called twice."""
+        ...
+
+
+class Eye(Protocol):
+    """What a simulated camera sees of the world."""
+
+    def describe(self) -> str:
+        """What it sees and by what means."""
+        ...
+
+    def see(self, data: mujoco.MjData) -> NDArray[np.uint8]:
+        """The bytes of a picture; mj_kinematics was done."""
         ...
 
 

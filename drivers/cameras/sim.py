@@ -1,4 +1,4 @@
-"""A depth camera in the simulated world, fed by what the simulation says on the bus.
+"""A camera in the simulated world, of depth or colour, fed by what the simulation says on the bus.
 
 It draws the world from `truth` in its own process, so its cost never touches control. Exposures lie
 on a grid of their own: the robot's pose is interpolated between the two truths around each.
@@ -15,7 +15,8 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from drivers.cameras.camera import describe_frame
+from drivers.cameras.camera import Eye, describe_frame
+from drivers.cameras.colour import ColourEye
 from drivers.cameras.noise import Delivery, disturb, draw, misplace
 from robot.calibration import Calibration, check_pinhole
 from robot.config import UserError
@@ -23,7 +24,7 @@ from robot.messages import Encoding, Frame, FrameClock, FrameSource, Truth
 from robot.model import Robot, compile_model
 from robot.raycast import DepthRays
 from robot.rotations import quat_between
-from robot.runs import RunConfig
+from robot.runs import CameraNoise, RunConfig
 from robot.terrain import terrain_of
 
 EXPOSURE_NS = 8_000_000  # as a D435 indoors; all rows at once
@@ -49,11 +50,39 @@ class _Picture:
     frame_id: int
     t_mid_ns: int
     sim_time_ns: int
-    pixels: NDArray[np.uint16]
+    pixels: NDArray[np.uint8]
+
+
+class DepthEye:
+    """Sees depth by ray casting, with what a depth camera does wrong."""
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        calibration: Calibration,
+        really: Calibration,
+        noise: CameraNoise | None,
+        rng: np.random.Generator,
+    ) -> None:
+        self._scale, self._rng = calibration.file.depth_scale_m, rng
+        self._drawn = draw(noise, 1, rng) if noise else None
+        self._rays = DepthRays(model, really)
+
+    def describe(self) -> str:
+        """What it sees."""
+        return "depth by ray casting"
+
+    def see(self, data: mujoco.MjData) -> NDArray[np.uint8]:
+        """A z16 picture of the scene, whose bodies are in place."""
+        depth = self._rays.depth(data)
+        if self._drawn:
+            depth = disturb(depth[None], self._drawn, self._rng)[0]
+        steps = np.minimum(np.round(depth / self._scale), np.iinfo(np.uint16).max)
+        return steps.astype("<u2").reshape(-1).view(np.uint8)
 
 
 class SimCamera:
-    """Pictures of the simulated world by ray casting.
+    """Pictures of the simulated world.
 
     Args:
         run: noise and seed.
@@ -63,7 +92,7 @@ class SimCamera:
         now: the clock, ns.
 
     Raises:
-        UserError: the calibration is of a camera without depth, or with bent rays.
+        UserError: the calibration is of neither z16 nor jpeg, or has bent rays; or no GL for jpeg.
     """
 
     def __init__(
@@ -75,22 +104,24 @@ class SimCamera:
         now: Callable[[], int],
     ) -> None:
         check_pinhole(calibration, "the simulated camera")
-        if calibration.encoding != Encoding.Z16:
+        if calibration.encoding not in (Encoding.Z16, Encoding.JPEG):
             raise UserError(
-                f"{calibration.path}: encoding: got {calibration.file.encoding}, expected z16: the "
-                "simulated camera sees depth"
+                f"{calibration.path}: encoding: got {calibration.file.encoding}, expected z16 or "
+                "jpeg: the simulated camera sees depth, or colour as JPEG"
             )
         self._calibration, self._truths, self._now = calibration, truths, now
         self._noise = run.camera.noise
         self._rng = np.random.default_rng([run.seed, 1])  # not the sensors' noise
         self._model = compile_model(robot, terrain=terrain_of(run.sim.terrain))
         self._data = mujoco.MjData(self._model)
-        really = calibration
-        if self._noise:
-            really = misplace(calibration, self._noise, self._rng)
-            self._drawn = draw(self._noise, 1, self._rng)
-            self._delivery = Delivery(self._noise, self._rng)
-        self._rays = DepthRays(self._model, really)
+        noise, rng = self._noise, self._rng
+        really = misplace(calibration, noise, rng) if noise else calibration
+        self._eye: Eye = (
+            DepthEye(self._model, calibration, really, noise, rng)
+            if calibration.encoding == Encoding.Z16
+            else ColourEye(self._model, really)
+        )
+        self._delivery = Delivery(noise, rng) if noise else None
         self._period_ns = round(1e9 / calibration.file.rate_hz)
         self._before: _Pose | None = None
         self._next_ns = self._count = self._dropped = 0
@@ -104,7 +135,8 @@ class SimCamera:
         """What is simulated."""
         file = self._calibration.file
         noise = "with noise and delay" if self._noise else "without noise or delay"
-        return f"simulated depth, {file.width} x {file.height} at {file.rate_hz:g} Hz, {noise}"
+        size = f"{file.width} x {file.height} at {file.rate_hz:g} Hz"
+        return f"simulated {self._eye.describe()}, {size}, {noise}"
 
     def read(self, frame: Frame, timeout_ms: int) -> bool:
         """The next picture whose time has come."""
@@ -137,11 +169,12 @@ class SimCamera:
 
     def _expose(self, before: _Pose, after: _Pose, t_mid_ns: int) -> None:
         self._count += 1
-        fate = self._delivery.fate(t_mid_ns) if self._noise else "sent"
+        delivery = self._delivery
+        fate = delivery.fate(t_mid_ns) if delivery else "sent"
         if fate == "lost" or self._now() - t_mid_ns > STALE_NS:
             self._dropped += 1
             return
-        latency = self._delivery.latency_ns(t_mid_ns) if self._noise else EXPOSURE_NS // 2
+        latency = delivery.latency_ns(t_mid_ns) if delivery else EXPOSURE_NS // 2
         if fate == "frozen" and self._last is not None:
             last = self._last
             again = _Picture(t_mid_ns + latency, last.frame_id, last.t_mid_ns, last.sim_time_ns,
@@ -155,14 +188,10 @@ class SimCamera:
         self._last = _Picture(due, self._count, t_mid_ns, round(sim_ns), pixels)
         self._waiting.append(self._last)
 
-    def _draw_world(self, qpos: NDArray[np.float64]) -> NDArray[np.uint16]:
+    def _draw_world(self, qpos: NDArray[np.float64]) -> NDArray[np.uint8]:
         self._data.qpos[:] = qpos
         mujoco.mj_kinematics(self._model, self._data)
-        depth = self._rays.depth(self._data)
-        if self._noise:
-            depth = disturb(depth[None], self._drawn, self._rng)[0]
-        steps = np.round(depth / self._calibration.file.depth_scale_m)
-        return np.minimum(steps, np.iinfo(np.uint16).max).astype("<u2")
+        return self._eye.see(self._data)
 
     def _fill(self, frame: Frame, picture: _Picture) -> None:
         describe_frame(frame, self._calibration, FrameSource.SIM)
@@ -173,7 +202,8 @@ class SimCamera:
         frame.t_recv_ns = max(self._now(), frame.t_eof_ns)
         frame.sim_time_ns, frame.clock = picture.sim_time_ns, int(FrameClock.MONOTONIC)
         frame.exposure_us = EXPOSURE_NS * 1e-3
-        frame.data[: frame.size] = picture.pixels.reshape(-1).view(np.uint8)
+        frame.size = len(picture.pixels)
+        frame.data[: frame.size], frame.data[frame.size :] = picture.pixels, 0
 
 
 def _between(a: NDArray[np.float64], b: NDArray[np.float64], share: float) -> NDArray[np.float64]:

@@ -40,5 +40,12 @@ class BrowserClock:
 
     def to_ours(self, browser_ms: float) -> int:
         """A moment of the browser's clock on ours, in ns."""
-        offset = min(self._pings, key=lambda ping: ping[1])[2]
-        return round(browser_ms * 1e6) + offset
+        return round(browser_ms * 1e6) + self._offset_ns
+
+    def to_theirs(self, ours_ns: int) -> float:
+        """A moment of our clock on the browser's, in ms."""
+        return (ours_ns - self._offset_ns) * 1e-6
+
+    @property
+    def _offset_ns(self) -> int:
+        return min(self._pings, key=lambda ping: ping[1])[2]

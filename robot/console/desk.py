@@ -20,7 +20,7 @@ from robot.console.access import TOKEN_LIFE_NS, Access, Bucket, Role, Visit
 from robot.console.arms import ArmWish
 from robot.console.chaos import Chaos
 from robot.console.clock import BrowserClock
-from robot.console.eyes import Eyes
+from robot.console.eyes import Eyes, picture
 from robot.console.marks import TOPIC, Marks
 from robot.console.operators import (
     DEADMAN_NS,
@@ -34,8 +34,8 @@ from robot.console.operators import (
 )
 from robot.console.picture import Picture
 from robot.console.shapes import Shapes
-from robot.console.wire import AskFor, Drive, Invite, Mark, Pong, Rehearse, Said, Watch
-from robot.messages import Ask, Message, PolicyInfo, PolicyInput, RecorderStatus, Status
+from robot.console.wire import AskFor, Drive, Invite, Mark, Pong, Rehearse, Said, Seen, Watch
+from robot.messages import Ask, Frame, Message, PolicyInfo, PolicyInput, RecorderStatus, Status
 from robot.node import Node
 
 PING_NS = 500 * MS
@@ -58,9 +58,9 @@ class Line:
         self._waiting[kind] = data
         self._fresh.set()
 
-    def tell(self, kind: str, **fields: Any) -> None:
-        """Offer a JSON message."""
-        self.offer(kind, json.dumps({"t": kind, **fields}))
+    def tell(self, kind: str, *, of: str = "", **fields: Any) -> None:
+        """Offer a JSON message; what is `of` another thing is another kind."""
+        self.offer(f"{kind} {of}", json.dumps({"t": kind, **fields}))
 
     async def next(self) -> list[str | bytes]:
         """Everything that waits, once something does."""
@@ -72,13 +72,15 @@ class Line:
 
 @dataclass(eq=False)
 class Page:
-    """An open page: its line, its operator, its clock."""
+    """An open page: its line, its operator, its clock, and what it sees."""
 
     line: Line
     operator: Operator
     clock: BrowserClock = field(default_factory=BrowserClock)
     pinged_ns: int = 0
     told: int = 0  # events it knows
+    frames: dict[str, Frame] = field(default_factory=dict)  # newest sent, by camera
+    awaited: set[str] = field(default_factory=set)  # cameras whose picture it has not shown yet
 
 
 class Desk:
@@ -148,6 +150,8 @@ class Desk:
             self._mark(page, said, now)
         elif isinstance(said, Watch):
             self.operators.watch(page.operator, said.replay)
+        elif isinstance(said, Seen):
+            page.awaited.discard(said.camera)
 
     def stop(self, name: str) -> None:
         """STOP by a visitor without a WebSocket: the way that needs the least to work."""
@@ -286,17 +290,30 @@ class Desk:
         """Everything else: what is the same for all is encoded once."""
         if not self.pages:
             return
-        seen = self.eyes.to_dict(now)
+        ground = self.eyes.ground(now)
         more = {"rehearsed": self.chaos != Chaos(), "arms": self.operators.arms.told()}
         common = json.dumps(self.picture.to_dict(now) | more)
         for page in self.pages:
             you = json.dumps(self._you(page, now))
             page.line.offer("state", f'{{"t":"state","all":{common},"you":{you}}}')
-            if seen:
-                page.line.tell("eyes", **seen)
+            if ground:
+                page.line.tell("ground", **ground)
             if page.told != self.picture.events_told:
                 page.told = self.picture.events_told
                 page.line.tell("events", events=list(self.picture.events))
+
+    def show_cameras(self) -> None:
+        """Newest pictures, to each page as fast as it shows them: one of each camera under way."""
+        for name, frame in self.eyes.frames.items():
+            told: dict[str, Any] | None = None
+            for page in self.pages:
+                if name in page.awaited or page.frames.get(name) is frame or not page.clock.known:
+                    continue
+                told = told or picture(frame)
+                page.frames[name] = frame
+                page.awaited.add(name)
+                taken = round(page.clock.to_theirs(frame.t_mid_ns), 1)
+                page.line.tell("camera", of=name, **told, taken=taken)
 
     def _you(self, page: Page, now: int) -> dict[str, Any]:
         operator, clock = page.operator, page.clock

@@ -16,7 +16,7 @@ from robot.console.desk import Desk
 from robot.console.operators import SOURCE, Out
 from robot.console.tls import own_certificate, write_private
 from robot.node import CONSOLE_FILE, Node
-from robot.topics import CAMERA
+from robot.topics import CAMERA_OF
 
 if TYPE_CHECKING:
     import uvicorn  # imported where it may be missing
@@ -41,7 +41,8 @@ class Bus:
         told = node.pick("status", "policy_info", "timing", "recorder")
         self.told = Subscriber(node.context, node.directory, told)
         # Only the newest of these is looked at, once per picture.
-        topics = ("low_state", "truth", "policy_input", f"frame.{CAMERA}", "height_map")
+        frames = (f"frame.{camera}" for camera in CAMERA_OF.values())
+        topics = ("low_state", "truth", "policy_input", "height_map", *frames)
         self.seen = [Subscriber(node.context, node.directory, node.pick(topic)) for topic in topics]
 
     def publish(self, out: Out) -> None:
@@ -125,6 +126,7 @@ async def _turn(node: Node, serving: asyncio.Task[None], desk: Desk, bus: Bus) -
             desk.show_pose()
         if urgent or turns % STATE_TURNS == 0:
             desk.show_state(now)
+            desk.show_cameras()
         turns += 1
         await asyncio.sleep(TURN_S)
 

@@ -121,7 +121,14 @@ class Watch(Strict):
     replay: bool
 
 
-Said = Drive | AskFor | Pong | Invite | Rehearse | Mark | Watch
+class Seen(Strict):
+    """The picture of a camera is on the page: the next one may come."""
+
+    t: Literal["seen"]
+    camera: Annotated[str, Field(max_length=15)]
+
+
+Said = Drive | AskFor | Pong | Invite | Rehearse | Mark | Watch | Seen
 _SAID: TypeAdapter[Said] = TypeAdapter(Annotated[Said, Field(discriminator="t")])
 
 

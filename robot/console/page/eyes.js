@@ -1,36 +1,61 @@
-// What the robot sees: its depth picture, the ground around it from above, and whether that is trusted.
+// What the robot sees: its cameras' pictures with their age, the ground around it from above, and whether
+// that is trusted. A camera's next picture comes when this one is shown.
 
 const ROWS = 11, COLUMNS = 17; // of the map: y from right to left, x ahead within
 const FULL = 0.25; // m above or below the feet at which a colour is full
+const OLD_MS = 500; // a picture of then says little about now
 
 export class Eyes {
-  /** Args: card, the element that holds it all; hidden until there is something to see. */
-  constructor(card) {
-    this.card = card;
+  /** Args: card, the element that holds it all, hidden until there is something to see; seen(camera), called when its picture is shown. */
+  constructor(card, seen) {
+    this.card = card; this.seen = seen;
     [this.said, this.more] = card.querySelectorAll("p");
-    this.depth = card.querySelector(".depth");
+    this.row = card.querySelector(".row");
     this.ground = card.querySelector(".ground");
+    this.cameras = new Map(); // name to {canvas, words, taken: ms, dropped}
   }
 
-  show({frame, map}) {
+  /** Show a camera's picture. Args: taken, ms of this browser's clock; grey or jpeg in base64. */
+  async camera({camera, width, height, dropped, taken, grey, jpeg}) {
     this.card.hidden = false;
-    if (frame?.grey) this.drawDepth(frame);
-    if (map) this.drawGround(map);
-    const shut = map ? map.gate : ["no word from perception"];
-    this.said.textContent = shut.length ? `flat ground is assumed: ${shut.join(", ")}` : "the map is trusted";
-    this.said.className = `said ${shut.length ? "bad" : "good"}`;
-    const parts = [frame ? `picture ${frame.age_ms} ms old` : "no picture"];
-    if (map) {
-      parts.push(`map ${map.age_ms < 0 ? "empty" : `${map.age_ms} ms old`}, ± ${(100 * map.std).toFixed(1)} cm`, `${map.frames} frames`);
-      const refused = Object.entries(map.refused).map(([name, count]) => `${count} ${name}`);
-      if (refused.length) parts.push(`dropped: ${refused.join(", ")}`);
-    }
-    this.more.textContent = parts.join(" · ");
+    const eye = this.cameras.get(camera) ?? this.add(camera, jpeg ? "colour" : "depth");
+    Object.assign(eye, {taken, dropped});
+    if (grey) drawDepth(eye.canvas, width, height, bytes(grey));
+    else if (jpeg) await drawColour(eye.canvas, bytes(jpeg)).catch(() => eye.taken = null);
+    else eye.taken = null;
+    this.age();
+    this.seen(camera);
   }
 
-  drawDepth({width, height, grey}) {
-    const bytes = Uint8Array.from(atob(grey), (letter) => letter.charCodeAt(0));
-    paint(this.depth, width, height, (i) => bytes[i] ? [bytes[i], bytes[i], bytes[i]] : [64, 16, 24]);
+  add(camera, kind) {
+    const figure = document.createElement("figure"), canvas = document.createElement("canvas"), words = document.createElement("figcaption");
+    canvas.className = kind; canvas.id = `eye-${camera}`;
+    figure.append(canvas, words);
+    if (kind === "colour") this.row.prepend(figure); else this.ground.parentElement.before(figure);
+    const eye = {canvas, words, kind};
+    this.cameras.set(camera, eye);
+    return eye;
+  }
+
+  /** Pictures grow older also while none comes. */
+  age() {
+    for (const {words, kind, taken, dropped} of this.cameras.values()) {
+      const old = taken === null ? null : performance.now() - taken;
+      words.textContent = `${kind}, ${old === null ? "unreadable" : `${old.toFixed(0)} ms old`}${dropped ? `, ${dropped} lost` : ""}`;
+      words.className = old === null || old > OLD_MS ? "bad" : "";
+    }
+  }
+
+  /** Show what perception says. */
+  show(map) {
+    this.card.hidden = false;
+    this.drawGround(map);
+    this.said.textContent = map.gate.length ? `flat ground is assumed: ${map.gate.join(", ")}` : "the map is trusted";
+    this.said.className = `said ${map.gate.length ? "bad" : "good"}`;
+    const parts = [`map ${map.age_ms < 0 ? "empty" : `${map.age_ms} ms old`}, ± ${(100 * map.std).toFixed(1)} cm`, `${map.frames} frames`];
+    const refused = Object.entries(map.refused).map(([name, count]) => `${count} ${name}`);
+    if (refused.length) parts.push(`dropped: ${refused.join(", ")}`);
+    this.more.textContent = parts.join(" · ");
   }
 
   drawGround({height}) {
@@ -42,6 +67,19 @@ export class Eyes {
     });
   }
 }
+
+function drawDepth(canvas, width, height, grey) {
+  paint(canvas, width, height, (i) => grey[i] ? [grey[i], grey[i], grey[i]] : [64, 16, 24]);
+}
+
+async function drawColour(canvas, jpeg) {
+  const image = await createImageBitmap(new Blob([jpeg], {type: "image/jpeg"}));
+  if (canvas.width !== image.width || canvas.height !== image.height) [canvas.width, canvas.height] = [image.width, image.height];
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  image.close();
+}
+
+const bytes = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 
 function paint(canvas, width, height, colour) {
   if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];

@@ -1,7 +1,7 @@
 // A handle over each hand in the picture: dragged, it is the point that the hand is drawn to.
 
 import {whileHeld} from "./arms.js";
-import {turn} from "./view.js";
+import {turn} from "./space.js";
 
 const REACH = 2; // m from the pelvis; further is nowhere
 
@@ -76,8 +76,8 @@ export class Hands {
 
   /** Pixels of the box, and m in front of the eye, of a point in the pelvis' frame. */
   onScreen(point) {
-    const {camera} = this.view, p = [...this.outside(point), 1];
+    const {view} = this, {camera} = view, p = [...this.outside(point), 1];
     const [u, v, , depth] = [0, 1, 2, 3].map((row) => p.reduce((sum, value, k) => sum + camera[4 * k + row] * value, 0));
-    return {x: this.box.clientWidth * (u / depth + 1) / 2, y: this.box.clientHeight * (1 - v / depth) / 2, depth};
+    return {x: view.width * (u / depth + 1) / 2, y: view.height * (1 - v / depth) / 2, depth};
   }
 }

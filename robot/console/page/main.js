@@ -17,7 +17,7 @@ if (location.search) history.replaceState(null, "", "/"); // the token has done 
 
 const view = new View($("view"), $("scene-note"));
 const plots = new Plots($("plots"), $("signal-add"));
-const eyes = new Eyes($("eyes"));
+const eyes = new Eyes($("eyes"), (camera) => link.send({t: "seen", camera}));
 const panels = new Panels((name) => link.ask(ASK[name]));
 const replay = new Replay(view, (on) => { drive.release(); link.send({t: "watch", replay: on}); });
 new Policies();
@@ -50,11 +50,13 @@ const link = new Link({
     recording.state(all, you);
     panels.show(all, you);
     plots.hear(all);
+    eyes.age();
     arms.show(all.arms, all.q, you.drives);
-    $("hud").textContent = [view.gl && `${view.rate.toFixed(0)} pictures/s`, drive.padNote].filter(Boolean).join("\n");
+    $("hud").textContent = [view.tell && `${view.rate.toFixed(0)} pictures/s`, drive.padNote].filter(Boolean).join("\n");
   },
   pose(poses) { if (!replay.on) { view.show(poses); hands.place(poses, drive.active); } },
-  eyes(seen) { eyes.show(seen); },
+  camera(picture) { eyes.camera(picture); },
+  ground(map) { eyes.show(map); },
   events({events}) { panels.events(events); },
   answer(answer) { panels.answer(answer); },
   invite({role, address}) { $("invite-link").textContent = `${address}  (once, to ${role}, for ten minutes)`; },

@@ -49,8 +49,8 @@ export class Panels {
 
   show(all, you) {
     $("mode").className = `mode ${LOOK[all.mode] ?? ""}`;
-    $("mode-word").textContent = all.mode || "NO CONTROL";
-    $("mode-what").textContent = all.reason || all.what;
+    put($("mode-word"), all.mode || "NO CONTROL");
+    put($("mode-what"), all.reason || all.what);
     chip("chip-driver", you.drives ? "you drive" : all.driver === "nobody" || !all.driver ? "nobody drives" : `${all.driver} drives`, you.drives ? "good" : "");
     chip("chip-you", `${this.hello.name} · ${this.hello.role} · ${you.pages} here`);
     const age = all.ages_ms?.command ?? null, limits = this.hello.limits_ms;
@@ -66,7 +66,7 @@ export class Panels {
     for (const [name, {button, why}] of Object.entries(this.buttons)) {
       button.disabled = !!you.why[name];
       button.classList.toggle("next", name === next);
-      why.textContent = you.why[name];
+      put(why, you.why[name]);
     }
     if (you.note && you.note !== this.note) note(you.note);
     this.note = you.note;
@@ -77,11 +77,11 @@ export class Panels {
       : you.engaged ? `Driving at ${Math.round(you.share * 100)} % of the chosen speed.`
       : !you.neutral ? "Let go of everything once."
       : all.mode === "HOLD" || all.mode === "POLICY" ? "Hold a key or stick to move." : "Start the policy to move.";
-    $("deadman").textContent = text;
+    put($("deadman"), text);
     $("deadman").className = you.engaged ? "good" : you.drives && !you.neutral ? "warn" : "";
     for (const id of ["stick-drive", "stick-side"]) $(id).classList.toggle("off", !you.drives);
-    $("stop-what").textContent = you.stop_ms >= 0 ? `your last stop was acknowledged after ${you.stop_ms.toFixed(0)} ms`
-      : "stop drill: press once before the first arming";
+    put($("stop-what"), you.stop_ms >= 0 ? `your last stop was acknowledged after ${you.stop_ms.toFixed(0)} ms`
+      : "stop drill: press once before the first arming");
   }
 
   showFigures(all, you) {
@@ -103,20 +103,23 @@ export class Panels {
       "time limits": factor === 1 ? null : `× ${factor} (simulation)`,
       "bad network": all.rehearsed ? "rehearsed" : null,
     };
-    const list = $("figures"), shown = Object.entries(rows).filter(([, v]) => v);
-    list.replaceChildren(...shown.flatMap(([name, value]) => {
-      const dt = document.createElement("dt"), dd = document.createElement("dd");
-      dt.textContent = name; dd.textContent = value;
-      return [dt, dd];
+    const shown = Object.entries(rows).filter(([, v]) => v), names = shown.map(([name]) => name).join();
+    if (names !== this.figures) $("figures").replaceChildren(...shown.flatMap(([name]) => {
+      const dt = document.createElement("dt");
+      dt.textContent = name;
+      return [dt, document.createElement("dd")];
     }));
+    this.figures = names;
+    const values = $("figures").querySelectorAll("dd");
+    shown.forEach(([, value], i) => put(values[i], value));
   }
 
   showJoints(all) {
     if (!all.q || !this.rows) return;
     this.rows.forEach((row, i) => {
       const [low, high] = this.hello.position_limit[i], q = all.q[i], room = Math.min(q - low, high - q);
-      [q, all.dq[i], all.tau[i]].forEach((v, k) => row.cells[k + 1].textContent = v === null ? "not a number" : v.toFixed(k === 2 ? 1 : 2));
-      row.cells[4].textContent = q === null ? "–" : room.toFixed(2);
+      [q, all.dq[i], all.tau[i]].forEach((v, k) => put(row.cells[k + 1], v === null ? "not a number" : v.toFixed(k === 2 ? 1 : 2)));
+      put(row.cells[4], q === null ? "–" : room.toFixed(2));
       row.cells[4].className = room < AT ? "at" : room < NEAR ? "near" : "";
     });
   }
@@ -142,8 +145,13 @@ export function note(text, good = false) {
 }
 
 function chip(id, text, kind = "") {
-  $(id).textContent = text;
+  put($(id), text);
   $(id).className = `chip ${kind}`;
+}
+
+/** Text into an element; what stands there already is no change, and costs no layout. */
+function put(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 
 const ms = (v) => v === null || v < 0 ? "none" : `${Math.round(v)} ms`;

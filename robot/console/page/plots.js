@@ -44,6 +44,7 @@ export class Plots {
     close.onclick = () => { element.remove(); this.shown.delete(name); };
     element.append(canvas, label, close);
     this.box.append(element);
+    new ResizeObserver(() => { canvas.width = canvas.clientWidth; canvas.height = canvas.clientHeight; }).observe(canvas);
     this.shown.set(name, {canvas, label});
   }
 
@@ -60,9 +61,9 @@ export class Plots {
     let [low, high] = [Math.min(0, ...points.map((p) => p[1])), Math.max(0, ...points.map((p) => p[1]))];
     if (high - low < 1e-3) high = low + 1;
     label.textContent = `${name}: ${last ?? "–"}   (${short(low)} to ${short(high)})`;
-    const width = canvas.width = canvas.clientWidth, height = canvas.height = canvas.clientHeight;
-    const pen = canvas.getContext("2d"), y = (v) => height - 6 - (height - 30) * (v - low) / (high - low);
-    pen.strokeStyle = "#242e3a";
+    const {width, height} = canvas, pen = canvas.getContext("2d"), y = (v) => height - 6 - (height - 30) * (v - low) / (high - low);
+    pen.clearRect(0, 0, width, height);
+    pen.strokeStyle = "#242e3a"; pen.lineWidth = 1;
     pen.beginPath(); pen.moveTo(0, y(0)); pen.lineTo(width, y(0)); pen.stroke();
     pen.strokeStyle = COLOUR; pen.lineWidth = 1.5; pen.beginPath();
     for (const [t, v] of points) pen.lineTo(width * (1 - (now - t) / SPAN_S), y(v));

@@ -1,0 +1,10 @@
+// Paints beside the page, in a thread of its own.
+
+import {Painter} from "./paint.js";
+
+let painter;
+onmessage = ({data: {canvas, geoms, scene}}) => {
+  if (canvas) painter = new Painter(canvas, () => postMessage(null));
+  else if (geoms) painter.load(geoms);
+  else painter.show(scene);
+};
