@@ -235,7 +235,7 @@ def test_help_tells_every_option_in_words(say: Callable[[str], Said], name: str)
             "--collisions", "--lockstep", "--filter", "--provider", "--timing-factor", "--log",
             "--interface", "--hang", "--readonly", "--dry-run", "--unsigned-policy",
             "--console", "--console-host", "--gamepad",
-            "--camera", "--terrain", "--terrain-seed", "--difficulty",
+            "--camera", "--rgb", "--terrain", "--terrain-seed", "--difficulty",
         }  # fmt: skip
     elif name == "":
         assert all(

@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import stat
+import struct
 import sys
 import threading
 import time
@@ -30,13 +31,16 @@ from robot.messages import (
     VALID_VELOCITY,
     Ask,
     Command,
+    Encoding,
     Event,
+    Frame,
     Message,
     Mode,
     PolicyInfo,
     RecorderStatus,
     Request,
     Status,
+    Truth,
 )
 from robot.node import CONSOLE_FILE, Node
 from robot.runs import load_run
@@ -44,7 +48,8 @@ from robot.topics import source_index
 from tests.conftest import eventually
 
 MS = 1_000_000
-TOLD = ("status", "policy_info", "policy_input", "recorder")  # what we say for others
+# What we say for others.
+TOLD = ("status", "policy_info", "policy_input", "recorder", "truth", "frame.head_rgb")
 
 
 class House:
@@ -64,6 +69,8 @@ class House:
         codecs = self.node.codecs
         self.publishers = {t: Publisher(self.context, folder, t, codecs[t]) for t in TOLD}
         self.inputs = codecs["policy_input"]
+        self.truth: Truth = codecs["truth"].new()
+        self.frame: Frame = codecs["frame.head_rgb"].new()
         heard = self.node.pick("command.console", "request.console", "event.console")
         self.subscriber = Subscriber(self.context, folder, heard, every=True)
         self.status: Status = codecs["status"].new()
@@ -140,6 +147,16 @@ class House:
         if self.recorder:
             self.publishers["recorder"].send(self.recorder, now)
 
+    def tell_picture(self, number: int) -> int:
+        """Frame and pose of now; returns ns."""
+        now, frame, truth = time.monotonic_ns(), self.frame, self.truth
+        frame.camera_id, frame.encoding, frame.size = "head_rgb", Encoding.JPEG, 4
+        frame.t_mid_ns, frame.dropped = now, number
+        truth.base_quat_wxyz[:] = (1.0, 0.0, 0.0, 0.0)
+        self.publishers["frame.head_rgb"].send(frame, now)
+        self.publishers["truth"].send(truth, now)
+        return now
+
     def tell_input(self, told: Message) -> bool:
         return self.publishers["policy_input"].send(told, time.monotonic_ns()) > 0
 
@@ -195,7 +212,8 @@ class Page:
             additional_headers={"Cookie": cookie}, max_size=1 << 22, compression=None,
         ))  # fmt: skip
         self.heard: dict[str, Any] = {}
-        self.poses = 0
+        self.poses: list[bytes] = []
+        self.cameras: list[dict[str, Any]] = []
         self.end = (0, "")  # code and reason with which it was cut off
 
     @staticmethod
@@ -223,10 +241,12 @@ class Page:
             while True:
                 data = self.socket.recv(timeout=0.01)
                 if isinstance(data, bytes):
-                    self.poses += 1
+                    self.poses.append(data)
                     continue
                 message = json.loads(data)
                 self.heard[message["t"]] = message
+                if message["t"] == "camera":
+                    self.cameras.append(message)
                 if message["t"] == "ping":
                     self.send(t="pong", s=message["s"], c=self.clock())
         return self.heard
@@ -565,6 +585,7 @@ def test_a_clock_is_taken_from_the_quickest_ping_of_the_last_half_minute():
     assert clock.to_ours(500.0) == 1050 * MS
     clock.hear(sent_ns=2000 * MS, browser_ms=1499.0, now_ns=2004 * MS)
     assert clock.round_trip_ns == 4 * MS and clock.to_ours(1499.0) == 2002 * MS
+    assert clock.to_theirs(2002 * MS) == 1499.0
     for now in (50_000 * MS, 1000 * MS):
         clock.hear(sent_ns=now + 1, browser_ms=0.0, now_ns=now)  # from the future
     clock.hear(sent_ns=40_000 * MS, browser_ms=39_000.0, now_ns=40_060 * MS)
@@ -590,3 +611,32 @@ def test_a_taken_port_is_no_reason_not_to_serve():
     with first, second:
         assert second.getsockname()[0] == "127.0.0.1"
         assert second.getsockname()[1] not in (0, first.getsockname()[1])
+
+
+def test_a_cameras_next_picture_comes_when_the_last_one_is_shown(house: House):
+    page = house.page()
+    house.until(lambda: page.you().get("bound_ms") is not None)
+    times: list[int] = []
+
+    def tell() -> int:
+        times.append(house.tell_picture(len(times)))
+        page.hear()
+        return len(page.cameras)
+
+    house.until(tell)
+    sent = len(times) + 20
+    house.until(lambda: tell() and len(times) > sent)
+    assert len(page.cameras) == 1, "it was not shown yet"
+    page.send(t="seen", camera="head_rgb")
+    house.until(lambda: tell() == 2)
+    first, second = page.cameras
+    assert second["dropped"] >= sent - 1, "the newest, none of those between"
+    for told in (first, second):
+        assert told["camera"] == "head_rgb" and told["jpeg"] == "AAAAAA=="
+        ours = times[told["dropped"]] * 1e-6
+        assert abs(told["taken"] - (ours - 5000.0)) < 250.0, (
+            "when it was taken, on the page's clock"
+        )
+    (taken,) = struct.unpack("<d", page.poses[-1][:8])
+    assert min(abs(taken - (ns * 1e-6 - 5000.0)) for ns in times) < 250.0
+    assert (len(page.poses[-1]) - 8) % 28 == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -135,3 +136,18 @@ def test_a_robot_without_a_depth_camera_is_told_in_one_line_and_nothing_else_end
         assert done.returncode == 0 and len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith(f"{node}: no {node}: {place / 'head_camera.yaml'}: ")
         assert done.stderr.strip().endswith("; everything else runs")
+
+
+def test_where_there_is_no_gl_the_colour_camera_says_so_in_one_line_and_ends_well(tmp_path: Path):
+    folder = tmp_path / "rt"
+    folder.mkdir(mode=0o700)
+    run = RunConfig(robot="g1", driver="sim", camera=CameraConfig(source="sim", rgb=True))
+    (folder / RUN_FILE).write_text(run.model_dump_json())
+    done = subprocess.run(
+        [sys.executable, "-m", "robot.node", "rgb", "robot.camera_node", str(folder)],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        env=os.environ | {"PYOPENGL_PLATFORM": "glx"},  # which EGL refuses
+    )  # fmt: skip
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("rgb: no camera: no GL for drawing off screen by EGL (")
+    assert done.stderr.strip().endswith("; everything else runs")

@@ -78,6 +78,8 @@ def test_a_path_is_taken_as_it_is(tmp_path):
         ("operator: {velocity: 0.5}", "a.yaml:3: operator.velocity: got 0.5, expected a valid list"),
         ("realtime: {fifo_priority: 99}",
          "a.yaml:3: realtime.fifo_priority: got 99, expected less than or equal to 98"),
+        ("camera: {rgb: true}",
+         "a.yaml: (whole file): camera.rgb with camera none: expected camera sim or replay"),
         ("polices: x.onnx",
          "a.yaml:3: polices: unknown key (did you mean 'policy'?); available: name, robot, driver, "
          "control_hz, timing_factor, target_wait_ms, provider, policy, unsigned_policy, seed, realtime, "

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import secrets
+import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -279,12 +281,14 @@ class Desk:
     # --- pictures ---------------------------------------------------------------------------------
 
     def show_pose(self) -> None:
-        """The robot's bodies, to every page."""
+        """The robot's bodies, to every page, after the time that they are of: ms of its clock."""
         message = self.picture.pose
         if message is not None and self.pages:
             data = self.shapes.poses(message)
             for page in self.pages:
-                page.line.offer("pose", data)
+                known = page.clock.known
+                taken = page.clock.to_theirs(message.stamp_ns) if known else math.nan
+                page.line.offer("pose", struct.pack("<d", taken) + data)
 
     def show_state(self, now: int) -> None:
         """Everything else: what is the same for all is encoded once."""

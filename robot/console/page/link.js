@@ -3,7 +3,7 @@
 const AGAIN_MS = 500;
 
 export class Link {
-  /** Args: handlers, a table of message kind to function; `pose` gets a Float32Array. */
+  /** Args: handlers, a table of message kind to function; `pose` gets a Float32Array and ms of our clock. */
   constructor(handlers) {
     this.handlers = handlers;
     this.open = false;
@@ -15,7 +15,7 @@ export class Link {
     socket.binaryType = "arraybuffer";
     socket.onopen = () => { this.open = true; this.handlers.link(true); };
     socket.onmessage = ({data}) => {
-      if (data instanceof ArrayBuffer) return this.handlers.pose(new Float32Array(data));
+      if (data instanceof ArrayBuffer) return this.handlers.pose(new Float32Array(data, 8), new DataView(data).getFloat64(0, true));
       const message = JSON.parse(data);
       if (message.t === "ping") return this.send({t: "pong", s: message.s, c: performance.now()});
       this.handlers[message.t]?.(message);

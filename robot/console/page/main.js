@@ -52,9 +52,9 @@ const link = new Link({
     plots.hear(all);
     eyes.age();
     arms.show(all.arms, all.q, you.drives);
-    $("hud").textContent = [view.tell && `${view.rate.toFixed(0)} pictures/s`, drive.padNote].filter(Boolean).join("\n");
+    $("hud").textContent = [view.words(), drive.padNote].filter(Boolean).join("\n");
   },
-  pose(poses) { if (!replay.on) { view.show(poses); hands.place(poses, drive.active); } },
+  pose(poses, taken) { if (!replay.on) { view.show(poses, taken); hands.place(poses, drive.active); } },
   camera(picture) { eyes.camera(picture); },
   ground(map) { eyes.show(map); },
   events({events}) { panels.events(events); },

@@ -101,7 +101,7 @@ function round(slices, stacks, capsule) {
 }
 
 export class Painter {
-  /** Args: canvas, of a page or offscreen; drawn(), called after each picture. Throws where there is no WebGL2. */
+  /** Args: canvas, of a page or offscreen; drawn(taken), called after each picture. Throws where there is no WebGL2. */
   constructor(canvas, drawn) {
     this.canvas = canvas; this.drawn = drawn;
     this.fences = []; // of pictures that are being made
@@ -132,7 +132,7 @@ export class Painter {
   }
 
   /** Draw this next. Args: a scene of poses (7 numbers per body), camera and eye, width and height in
-   *  CSS pixels, and most, the screen's pixels in one of those. One that is not drawn yet gives way. */
+   *  CSS pixels, most, the screen's pixels in one of those, and taken, which comes back. One that is not drawn yet gives way. */
   show(scene) {
     const waits = !!this.scene;
     this.scene = scene;
@@ -149,8 +149,9 @@ export class Painter {
     this.fences.push(gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0));
     if (this.last !== undefined) this.fit(now - this.last, this.scene.most);
     this.last = now;
+    const {taken} = this.scene;
     this.scene = null;
-    this.drawn();
+    this.drawn(taken);
   }
 
   /** Fewer pixels where pictures take long, more where there is time. Args: ms since the last began. */

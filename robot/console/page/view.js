@@ -11,10 +11,11 @@ export class View {
     this.azimuth = 2.4; this.elevation = 0.22; this.distance = 2.6;
     this.focus = [0, 0, 0.65];
     this.frames = []; // times of the last pictures, ms
+    this.taken = this.age = NaN; // of what the last one shows: when it was so, and how old that was when painted, ms
     this.camera = null; // from world to picture, of the newest scene
     const fails = () => { note.textContent = "this browser has no WebGL2, so no picture; everything else works"; note.hidden = false; };
     try {
-      this.tell = this.employ(canvas, () => this.drawn(), fails);
+      this.tell = this.employ(canvas, (taken) => this.drawn(taken), fails);
     } catch {
       return void fails();
     }
@@ -31,7 +32,7 @@ export class View {
       return ({geoms, scene}) => geoms ? painter.load(geoms) : painter.show(scene);
     }
     const worker = new Worker("worker.js", {type: "module"}), offscreen = canvas.transferControlToOffscreen();
-    worker.onmessage = drawn; worker.onerror = fails;
+    worker.onmessage = ({data}) => drawn(data); worker.onerror = fails;
     worker.postMessage({canvas: offscreen}, [offscreen]);
     return (order) => worker.postMessage(order);
   }
@@ -39,8 +40,9 @@ export class View {
   /** The rows that the server calls geoms. */
   load(geoms) { this.tell?.({geoms}); }
 
-  /** Paint this next. Args: poses, 7 numbers per body: position and quaternion wxyz. */
-  show(poses) {
+  /** Paint this next. Args: poses, 7 numbers per body: position and quaternion wxyz; taken, ms of this
+   *  browser's clock at which the robot was so, NaN where nobody knows. */
+  show(poses, taken = NaN) {
     if (!this.tell || !this.width || !this.height) return;
     const target = [poses[0], poses[1], Math.max(0.35, poses[2] * 0.85)];
     this.focus = this.focus.map((v, i) => v + (target[i] - v) * 0.2);
@@ -48,11 +50,12 @@ export class View {
     const eye = [c * Math.cos(this.azimuth), c * Math.sin(this.azimuth), Math.sin(this.elevation)].map((v, i) => this.focus[i] + this.distance * v);
     this.camera = multiply(perspective(0.75, this.width / this.height, 0.1, 40), look(eye, this.focus));
     const {camera, width, height} = this;
-    this.tell({scene: {poses, camera, eye, width, height, most: devicePixelRatio}});
+    this.tell({scene: {poses, camera, eye, width, height, taken, most: devicePixelRatio}});
   }
 
-  drawn() {
+  drawn(taken) {
     const now = performance.now();
+    this.taken = taken; this.age = now - taken;
     this.frames.push(now);
     while (this.frames[0] < now - 2000) this.frames.shift();
   }
@@ -61,6 +64,13 @@ export class View {
   get rate() {
     const {frames} = this, old = performance.now() - 2000;
     return frames.length > 1 && frames.at(-1) > old ? 1000 * (frames.length - 1) / (frames.at(-1) - frames[0]) : 0;
+  }
+
+  /** Rate and age, for people: from the robot to this browser's painter, without the screen's own delay. */
+  words() {
+    if (!this.tell) return "";
+    if (!this.rate) return this.frames.length ? `picture ${((performance.now() - this.taken) / 1000).toFixed(0)} s old` : "no picture yet";
+    return `${this.rate.toFixed(0)} pictures/s${Number.isFinite(this.age) ? `, ${this.age.toFixed(0)} ms old` : ""}`;
   }
 
   orbit() {

@@ -4,7 +4,7 @@ import {Painter} from "./paint.js";
 
 let painter;
 onmessage = ({data: {canvas, geoms, scene}}) => {
-  if (canvas) painter = new Painter(canvas, () => postMessage(null));
+  if (canvas) painter = new Painter(canvas, (taken) => postMessage(taken));
   else if (geoms) painter.load(geoms);
   else painter.show(scene);
 };
