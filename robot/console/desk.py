@@ -39,6 +39,7 @@ from robot.console.shapes import Shapes
 from robot.console.wire import AskFor, Drive, Invite, Mark, Pong, Rehearse, Said, Seen, Watch
 from robot.messages import Ask, Frame, Message, PolicyInfo, PolicyInput, RecorderStatus, Status
 from robot.node import Node
+from robot.terrain import terrain_of
 
 PING_NS = 500 * MS
 
@@ -101,7 +102,8 @@ class Desk:
         self.operators = Operators(node.codecs, node.config.timing_factor, arms=ArmWish(node.robot))
         self.marks = Marks(node.codecs[TOPIC], node.config.timing_factor)
         self.picture = Picture(node.robot, node.config)
-        self.shapes = Shapes(node.robot)
+        terrain = terrain_of(node.config.sim.terrain)
+        self.shapes = Shapes(node.robot, terrain)
         self.eyes = Eyes()
         self.chaos = Chaos()
         self._draw = random.Random()
@@ -111,6 +113,7 @@ class Desk:
         factor = node.config.timing_factor
         told = {name: ns * factor / MS for name, ns in limits.items()}
         self._hello = self.picture.hello(self.shapes.geoms(), told)
+        self._hello["floor"] = terrain.floor
         self._hello["arms"] = self.operators.arms.hello()
 
     # --- pages ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The robot as pages draw it: the visual primitives of its MJCF once, then poses of its bodies."""
+"""The robot as pages draw it: its primitives and its ground once, then poses of its bodies."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from robot.messages import LowState, Truth
 from robot.model import Robot, compile_model
+from robot.terrain import FLAT, Terrain
 
 VISUAL_GROUP = 2  # of geoms, as g1.xml says
+DARK = np.array([0.10, 0.12, 0.145])  # of the ground's colours: pages are dark, and a little blue
 FIXED_HEIGHT = 0.8  # m, of the pelvis where nothing tells it
 FORMS = {
     mujoco.mjtGeom.mjGEOM_SPHERE: "sphere", mujoco.mjtGeom.mjGEOM_CAPSULE: "capsule",
@@ -25,10 +27,11 @@ class Shapes:
 
     Args:
         robot: gives the MJCF. Visual geoms that are no primitives are left out.
+        terrain: what it walks on.
     """
 
-    def __init__(self, robot: Robot) -> None:
-        self._model = compile_model(robot)
+    def __init__(self, robot: Robot, terrain: Terrain = FLAT) -> None:
+        self._model = compile_model(robot, terrain=terrain)
         self._data = mujoco.MjData(self._model)
         self._out = np.zeros((self._model.nbody - 1, 7), np.float32)
 
@@ -38,7 +41,8 @@ class Shapes:
         return self._out.size
 
     def geoms(self) -> list[dict[str, Any]]:
-        """One row per visual primitive: body (row of `poses`), form, pose in the body, size, rgb.
+        """One row per visual primitive: body (row of `poses`; -1: the world), form, pose in
+        the body, size, rgb.
 
         `size` is the half extent on each axis, without the half spheres at the ends of a capsule;
         `ends` is half the length between them.
@@ -46,7 +50,8 @@ class Shapes:
         model, rows = self._model, []
         for i in range(model.ngeom):
             form = FORMS.get(mujoco.mjtGeom(model.geom_type[i]))
-            if model.geom_group[i] != VISUAL_GROUP or form is None or model.geom_bodyid[i] == 0:
+            ground = model.geom_bodyid[i] == 0
+            if form is None or (model.geom_group[i] != VISUAL_GROUP and not ground):
                 continue
             a, b, c = model.geom_size[i].tolist()
             kind = mujoco.mjtGeom(model.geom_type[i])
@@ -56,10 +61,11 @@ class Shapes:
                 mujoco.mjtGeom.mjGEOM_CYLINDER: ([a, a, b], 0.0),
             }.get(kind, ([a, b, c], 0.0))
             rgba = model.geom_rgba[i] if model.geom_matid[i] < 0 else self._material(i)
+            rgb = rgba[:3] * DARK if ground else rgba[:3]
             rows.append({
                 "body": int(model.geom_bodyid[i]) - 1, "form": form,
                 "pos": _short(model.geom_pos[i]), "quat": _short(model.geom_quat[i]),
-                "size": _short(size), "ends": round(ends, 5), "rgb": _short(rgba[:3]),
+                "size": _short(size), "ends": round(ends, 5), "rgb": _short(rgb),
             })  # fmt: skip
         return rows
 

@@ -19,7 +19,7 @@ const view = new View($("view"), $("scene-note"));
 const plots = new Plots($("plots"), $("signal-add"));
 const eyes = new Eyes($("eyes"), (camera) => link.send({t: "seen", camera}));
 const panels = new Panels((name) => link.ask(ASK[name]));
-const replay = new Replay(view, (on) => { drive.release(); link.send({t: "watch", replay: on}); });
+const replay = new Replay(view, (on) => { drive.release(); view.ground(!on); link.send({t: "watch", replay: on}); });
 new Policies();
 const recording = new Recording((message) => link.send(message), (id) => replay.open(id));
 const link = new Link({
@@ -31,7 +31,8 @@ const link = new Link({
   },
   hello(hello) {
     panels.load(hello);
-    view.load(hello.geoms);
+    view.load(hello.geoms, hello.floor);
+    if (replay.on) view.ground(false);
     plots.load(hello.joints);
     arms.load(hello.arms, hello.joints, hello.position_limit);
     hands.load(hello.arms.hands);

@@ -22,20 +22,21 @@ void main() {
 const FRAGMENT = `#version 300 es
 precision mediump float;
 in vec3 world, surface, tint;
-uniform vec3 eye;
+uniform vec3 eye, centre;
 out vec4 result;
 void main() {
   vec3 n = normalize(surface), sun = normalize(vec3(0.4, 0.5, 0.9)), view = normalize(eye - world);
   float light = max(dot(n, sun), 0.0) * 0.75 + 0.32 + 0.20 * n.z;
   float shine = pow(max(dot(n, normalize(sun + view)), 0.0), 40.0) * 0.35;
   float rim = pow(1.0 - max(dot(n, view), 0.0), 3.0) * 0.22;
-  result = vec4(pow(max(tint, 0.02), vec3(0.8)) * light + shine + rim * vec3(0.5, 0.7, 1.0), 1.0);
+  vec3 lit = pow(max(tint, 0.02), vec3(0.8)) * light + shine + rim * vec3(0.5, 0.7, 1.0);
+  result = vec4(mix(lit, vec3(0.063, 0.086, 0.118), smoothstep(2.5, 9.0, length(world.xy - centre.xy))), 1.0);
 }`;
 const FLOOR_VERTEX = `#version 300 es
 layout(location=0) in vec2 corner;
-uniform mat4 camera; uniform vec3 centre;
+uniform mat4 camera; uniform vec3 centre; uniform float level;
 out vec2 place;
-void main() { place = centre.xy + corner * 12.0; gl_Position = camera * vec4(place, 0.0, 1.0); }`;
+void main() { place = centre.xy + corner * 12.0; gl_Position = camera * vec4(place, level, 1.0); }`;
 const FLOOR_FRAGMENT = `#version 300 es
 precision highp float;
 in vec2 place;
@@ -117,15 +118,16 @@ export class Painter {
     this.sets = [];
   }
 
-  /** The rows that the server calls geoms. */
-  load(geoms) {
+  /** Args: geoms, rows as the server has them, body -1 for what stands in the world; floor, m. */
+  load(geoms, floor) {
+    this.level = floor;
     this.sets = Object.keys(FORMS).map((form) => {
       const gl = this.gl, rows = geoms.filter((g) => g.form === form), array = gl.createVertexArray();
       gl.bindVertexArray(array);
       const corners = new Float32Array(FORMS[form]());
       fill(gl, corners, [[0, 4], [1, 3]], 7, 0);
       const data = new Float32Array(rows.length * STRIDE);
-      rows.forEach((g, i) => data.set([...g.size, g.ends, ...g.rgb], i * STRIDE + 7));
+      rows.forEach((g, i) => data.set([...g.pos, ...g.quat, ...g.size, g.ends, ...g.rgb], i * STRIDE));
       const buffer = fill(gl, data, [[2, 3], [3, 4], [4, 4], [5, 3]], STRIDE, 1);
       return {rows, array, data, buffer, corners: corners.length / 7};
     });
@@ -173,13 +175,16 @@ export class Painter {
     gl.useProgram(this.floor.program);
     gl.uniformMatrix4fv(this.floor.at("camera"), false, camera);
     gl.uniform3f(this.floor.at("centre"), poses[0], poses[1], poses[2]);
+    gl.uniform1f(this.floor.at("level"), this.level);
     gl.bindVertexArray(this.floorArray);
     gl.drawArrays(gl.TRIANGLES, 0, 6);
     gl.useProgram(this.shapes.program);
     gl.uniformMatrix4fv(this.shapes.at("camera"), false, camera);
     gl.uniform3f(this.shapes.at("eye"), ...eye);
+    gl.uniform3f(this.shapes.at("centre"), poses[0], poses[1], poses[2]);
     for (const set of this.sets) {
       set.rows.forEach((g, i) => {
+        if (g.body < 0) return;
         const p = poses.subarray(g.body * 7, g.body * 7 + 3), q = poses.subarray(g.body * 7 + 3, g.body * 7 + 7);
         const moved = turn(q, g.pos), turned = compose(q, g.quat);
         for (let k = 0; k < 3; k++) set.data[i * STRIDE + k] = p[k] + moved[k];

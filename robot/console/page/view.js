@@ -29,7 +29,7 @@ export class View {
   employ(canvas, drawn, fails) {
     if (!globalThis.OffscreenCanvas || !new OffscreenCanvas(1, 1).getContext("webgl2")) {
       const painter = new Painter(canvas, drawn);
-      return ({geoms, scene}) => geoms ? painter.load(geoms) : painter.show(scene);
+      return ({geoms, floor, scene}) => geoms ? painter.load(geoms, floor) : painter.show(scene);
     }
     const worker = new Worker("worker.js", {type: "module"}), offscreen = canvas.transferControlToOffscreen();
     worker.onmessage = ({data}) => drawn(data); worker.onerror = fails;
@@ -37,8 +37,17 @@ export class View {
     return (order) => worker.postMessage(order);
   }
 
-  /** The rows that the server calls geoms. */
-  load(geoms) { this.tell?.({geoms}); }
+  /** Args: geoms and floor, as the server's hello has them. */
+  load(geoms, floor) {
+    this.geoms = geoms; this.floor = floor;
+    this.ground(true);
+  }
+
+  /** Show the ground of the run, or a flat one, where nobody knows which it was. */
+  ground(known) {
+    if (known) this.tell?.({geoms: this.geoms, floor: this.floor});
+    else this.tell?.({geoms: this.geoms.filter(({body}) => body >= 0), floor: 0});
+  }
 
   /** Paint this next. Args: poses, 7 numbers per body: position and quaternion wxyz; taken, ms of this
    *  browser's clock at which the robot was so, NaN where nobody knows. */

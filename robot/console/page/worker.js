@@ -3,8 +3,8 @@
 import {Painter} from "./paint.js";
 
 let painter;
-onmessage = ({data: {canvas, geoms, scene}}) => {
+onmessage = ({data: {canvas, geoms, floor, scene}}) => {
   if (canvas) painter = new Painter(canvas, (taken) => postMessage(taken));
-  else if (geoms) painter.load(geoms);
+  else if (geoms) painter.load(geoms, floor);
   else painter.show(scene);
 };
