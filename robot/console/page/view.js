@@ -78,7 +78,7 @@ export class View {
   /** Rate and age, for people: from the robot to this browser's painter, without the screen's own delay. */
   words() {
     if (!this.tell) return "";
-    if (!this.rate) return this.frames.length ? `picture ${((performance.now() - this.taken) / 1000).toFixed(0)} s old` : "no picture yet";
+    if (!this.rate) return Number.isFinite(this.taken) ? `picture ${((performance.now() - this.taken) / 1000).toFixed(0)} s old` : "no picture yet";
     return `${this.rate.toFixed(0)} pictures/s${Number.isFinite(this.age) ? `, ${this.age.toFixed(0)} ms old` : ""}`;
   }
 
