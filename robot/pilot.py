@@ -70,7 +70,7 @@ class Pilot:
         self._scan, self._flag = inputs["height_scan"][0], inputs["height_flag"][0]
         self._scan[:], self._flag[:] = GeoMapSpec.pelvis_height, 1.0
         self._age_limit_ns = round(AGE_LIMIT_NS * timing_factor)
-        self._map, self._map_expires_ns = (0, 0), 0  # instance, seq; when it is too old
+        self._map, self._map_expires_ns = (0, 0), -1  # instance, seq; when it is too old
         self.estimator = Estimator(robot)
         self._default = default_command(manifest)  # (4 + A,)
         self.episode, self.steps = -1, 0
@@ -101,7 +101,7 @@ class Pilot:
         """Take in a height map; steps see it until another comes, or it is too old."""
         self._map = ground.instance, ground.seq
         trusted = ground.gate == 0
-        self._map_expires_ns = ground.t_mid_ns + self._age_limit_ns if trusted else 0
+        self._map_expires_ns = ground.t_mid_ns + self._age_limit_ns if trusted else -1
         self._scan[:] = ground.height  # flat, where it is not trusted
 
     def step(self, given: PolicyInput, now_ns: int) -> Target:
@@ -185,7 +185,7 @@ class Pilot:
 
     def blindfold(self) -> None:
         """Forget what the ground looks like."""
-        self._map, self._map_expires_ns = (0, 0), 0
+        self._map, self._map_expires_ns = (0, 0), -1
         self._scan[:] = GeoMapSpec.pelvis_height
 
     def _memory(self, carry: dict[str, np.ndarray]) -> snapshot.Memory:
