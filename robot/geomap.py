@@ -24,6 +24,7 @@ FloatArray = NDArray[np.float64]
 
 SCAN_X = np.linspace(-0.8, 0.8, 17)  # m ahead of the pelvis, inner
 SCAN_Y = np.linspace(-0.5, 0.5, 11)  # m to its left, outer
+AGE_LIMIT_NS = 200_000_000  # since its newest frame: an older map is not walked by
 SCAN_XY = np.stack(np.meshgrid(SCAN_X, SCAN_Y), axis=-1).reshape(-1, 2)  # (187, 2), mjlab's order
 
 

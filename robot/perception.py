@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from robot.calibration import Calibration, check_pinhole
 from robot.config import UserError
 from robot.estimator import Estimator
-from robot.geomap import GeoMap
+from robot.geomap import AGE_LIMIT_NS, GeoMap
 from robot.messages import Codec, DepthKind, Encoding, Frame, FrameFault, HeightMap, LowState
 from robot.model import Robot, compile_model
 from robot.raycast import OWN_GROUPS, DepthRays
@@ -27,7 +27,6 @@ FloatArray = NDArray[np.float64]
 
 STATE_TICKS = 5  # every so many control ticks a state is looked at: 100 per second
 MEMORY_NS = 500_000_000  # of states; a frame from before is late
-AGE_LIMIT_NS = 200_000_000  # of the newest frame in the map, times the timing factor
 STD_LIMIT = 0.12  # m, mean over the cells
 CONTACT_LIMIT = 0.06  # m between map and sole at a footfall
 CONTACT_NS = 2_000_000_000  # so long a footfall that disagreed counts
