@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policies.sight import BLIND, make_sight
 from policies.trials import CONTROL_HZ, SETTLE_S, FloatArray, Trial, Walk, World, _load
 
 SPEED = 0.5  # m/s asked for, or the most that the policy may be asked
@@ -32,6 +33,8 @@ class Crossing:
     """rad/s, asked for at most"""
     length: float = LENGTH
     """m along x to arrive at"""
+    eyes: str = BLIND
+    """one of policies.sight.EYES"""
 
 
 def cross(crossing: Crossing) -> dict[str, float]:
@@ -42,7 +45,8 @@ def cross(crossing: Crossing) -> dict[str, float]:
     """
     robot, pilot = _load(crossing.trial.policy, crossing.trial.robot)
     world = World(crossing.trial, robot, np.array(pilot.info.default_joint_pos))
-    walk, data = Walk(world, robot, pilot), world.driver.data
+    sight = make_sight(crossing.eyes, crossing.trial, world, robot)
+    walk, data = Walk(world, robot, pilot, sight), world.driver.data
     settled = round(SETTLE_S * CONTROL_HZ)
     ticks = settled + round(crossing.trial.seconds * CONTROL_HZ)
     walked, fell = 0.0, False

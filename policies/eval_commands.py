@@ -31,6 +31,9 @@ class Eval:
     that nothing is trained on; an unknown name lists them"""
     difficulty: tuple[float, ...] = ()
     """m, of these terrains; what it measures depends on the family; default: three of its own"""
+    eyes: tuple[Literal["true", "geomap", "off"], ...] = ("true",)
+    """with --terrain: what policies that read a height scan see by, one column each: the truth, the
+    map that perception makes of a simulated camera's pictures, or nothing"""
     json: Path | None = None
     """write the table and every trial there"""
     report: Path | None = None
@@ -97,7 +100,7 @@ def _cross(args: Eval) -> int:
     if args.record:
         raise UserError("--record: writes the usual trials' figures; leave out --terrain")
     seeds = args.seeds or (PIECES_QUICK if args.quick else PIECES)
-    plan = Plan(grounds_of(args.terrain, args.difficulty), seeds)
+    plan = Plan(grounds_of(args.terrain, args.difficulty), seeds, eyes=args.eyes)
     with _progress() as told:
         table = evaluate_terrain(args.policies, plan, args.robot, args.jobs, args.engine, told)
     _show(lines(table), about(table))

@@ -15,6 +15,8 @@ from typing import Any
 from policies.crossing import LENGTH, SLOWEST, SPEED, TURN_MOST, Crossing, cross
 from policies.evaluate import Engine, Figure, Result, plain, ranges_of, share, share_out, versions
 from policies.manifest import PolicyFile
+from policies.session import PolicySession
+from policies.sight import BLIND, Eyes
 from policies.trials import HELD_OUT_SEED, Trial, load_policy
 from robot.config import UserError, listing
 from robot.model import load_robot
@@ -44,6 +46,8 @@ class Plan:
     first_seed: int = HELD_OUT_SEED
     length: float = LENGTH
     """m to walk, the first of them flat"""
+    eyes: tuple[Eyes, ...] = ("true",)
+    """what a policy that reads a height scan sees by, one column each; a blind one has one"""
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Column:
-    """One policy, and what it did."""
+    """One policy with one kind of eyes, and what it did."""
 
     name: str
     sha256: str
+    eyes: str
+    """what it saw by, or "blind" """
     speed: float
     """m/s that it was asked for"""
     scores: list[Score]
@@ -134,25 +140,32 @@ def evaluate_terrain(
         )
     paths = [path.absolute() for path in policies]
     files = [load_policy(path, load_robot(robot)) for path in paths]
+    seeing = [
+        (file, path, eyes)
+        for file, path in zip(files, paths, strict=True)
+        for eyes in (plan.eyes if PolicySession(file).reads_height_scan else (BLIND,))
+    ]
     work = [
         crossing
-        for file, path in zip(files, paths, strict=True)
-        for crossing in plan_crossings(file, path, robot, plan)
+        for file, path, eyes in seeing
+        for crossing in plan_crossings(file, path, robot, plan, eyes)
     ]
     results: list[Result] = []
     for result in share_out(work, jobs, engine, cross):
         results.append(result)
         if progress:
             progress(len(results), len(work))
-    each = len(work) // len(files)
+    each = len(work) // len(seeing)
     columns = [
         _column(file, work[at : at + each], results[at : at + each], plan)
-        for file, at in zip(files, range(0, len(work), each), strict=True)
+        for (file, _, _), at in zip(seeing, range(0, len(work), each), strict=True)
     ]
     return Table(columns, plan, versions())
 
 
-def plan_crossings(policy: PolicyFile, path: Path, robot: str, plan: Plan) -> list[Crossing]:
+def plan_crossings(
+    policy: PolicyFile, path: Path, robot: str, plan: Plan, eyes: str = BLIND
+) -> list[Crossing]:
     """All crossings of one policy, ground by ground; seeds do not depend on the policy."""
     ranges = ranges_of(policy)
     speed = min(SPEED, ranges["vx"][1])
@@ -168,7 +181,7 @@ def plan_crossings(policy: PolicyFile, path: Path, robot: str, plan: Plan) -> li
                     name=ground.family, seed=seed, difficulty=ground.difficulty or None
                 ),
             ),
-            speed, turn_most, plan.length,
+            speed, turn_most, plan.length, eyes,
         )
         for ground in plan.grounds
         for seed in range(plan.first_seed, plan.first_seed + plan.seeds)
@@ -182,8 +195,8 @@ def _column(policy: PolicyFile, work: list[Crossing], results: list[Result], pla
     ]
     n = plan.seeds
     scores = [score(results[at : at + n]) for at in range(0, len(results), n)]
-    name, sha256, speed = policy.manifest.name, policy.sha256, work[0].speed
-    return Column(name, sha256, speed, scores, score(results), crossings)
+    name, first = policy.manifest.name, work[0]
+    return Column(name, policy.sha256, first.eyes, first.speed, scores, score(results), crossings)
 
 
 def score(results: Sequence[Result]) -> Score:
@@ -208,12 +221,16 @@ def per_100_m(count: int, metres: float) -> Figure:
 
 def lines(table: Table) -> list[list[str]]:
     """The table as text: a heading, one line for each ground, and one for all of them."""
-    out = [["ground", *(column.name for column in table.columns)]]
+    out = [["ground", *map(_title, table.columns)]]
     for at, ground in enumerate(table.plan.grounds):
         scores = [column.scores[at] for column in table.columns]
         out.append([f"{ground.family}, {100 * ground.difficulty:g} cm", *map(_text, scores)])
     out.append(["all of them", *(_text(column.overall) for column in table.columns)])
     return out
+
+
+def _title(column: Column) -> str:
+    return column.name if column.eyes == BLIND else f"{column.name}, eyes {column.eyes}"
 
 
 def _text(found: Score) -> str:

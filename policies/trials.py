@@ -29,6 +29,7 @@ from policies.manifest import (
     read_bytes,
 )
 from policies.session import PolicySession
+from policies.sight import MappedSight, TrueSight
 from robot.messages import VALID_VELOCITY, Mode, Target
 from robot.model import Robot, load_robot
 from robot.pilot import Pilot
@@ -42,6 +43,7 @@ Velocity = tuple[float, float, float]  # vx, vy (m/s), yaw rate (rad/s)
 HELD_OUT_SEED = 1_000_000_000  # the first; seeds from here on are the judge's, never training's
 CONTROL_HZ = 500
 PERIOD_NS = 1_000_000_000 // CONTROL_HZ
+START_NS = 1_000_000_000  # not 0, which stands for never
 SETTLE_S = 1.0  # at zero command before a trial counts
 CORNER_SPEED = 0.8  # share of the velocity limit with full torque
 PUSH_S = 0.1  # a push is a constant force on the trunk for so long
@@ -259,10 +261,15 @@ class Walk:
         world: with the robot.
         robot: joints and limits.
         pilot: with the policy; what it remembers is forgotten.
+        sight: what it sees the ground by, if it does.
     """
 
-    def __init__(self, world: World, robot: Robot, pilot: Pilot) -> None:
+    def __init__(
+        self, world: World, robot: Robot, pilot: Pilot,
+        sight: TrueSight | MappedSight | None = None,
+    ) -> None:  # fmt: skip
         codecs = make_codecs(robot)
+        self._sight = sight
         self.world, self.pilot, self._safety = world, pilot, SafetyFilter(robot)
         self.state, self._cmd = codecs["low_state"].new(), codecs["low_cmd"].new()
         self.given = codecs["policy_input"].new()
@@ -274,15 +281,18 @@ class Walk:
 
     def decide(self, velocity: FloatArray) -> Target | None:
         """Read the robot; in a policy tick, ask for (3,) m/s, m/s, rad/s and give the answer."""
-        state, given = self.state, self.given
+        state, given, now_ns = self.state, self.given, START_NS + self.ticks * PERIOD_NS
         self.world.driver.read(state)
+        state.tick = self.ticks
+        if self._sight and (ground := self._sight.see(state, now_ns)) is not None:
+            self.pilot.look(ground)
         if self.ticks % self.decimation:
             return None
         given.step, given.velocity[:] = self.ticks // self.decimation, velocity
         given.robot_time_ns = state.robot_time_ns
         for field in ("joint_pos", "joint_vel", "imu_quat_wxyz", "imu_gyro"):
             getattr(given, field)[:] = getattr(state, field)
-        return self.pilot.step(given, self.ticks * PERIOD_NS)
+        return self.pilot.step(given, now_ns)
 
     def act(self) -> None:
         """What the pilot said last, bounded, into the motors."""

@@ -302,5 +302,5 @@ def write(labels: Labels, maps: NDArray[Any], path: Path) -> Path:
     arrays |= {name: getattr(labels, name).astype(np.float32) for name in ("height", "std")}
     arrays |= {f"foothold_{field.name}": getattr(feet, field.name) for field in fields(feet)}
     arrays |= {"mount": labels.mount.value, "mount_std": labels.mount.std}
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, allow_pickle=False, **arrays)
     return path

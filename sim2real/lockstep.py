@@ -72,7 +72,7 @@ class Lockstep:
     Args:
         run: the run's configuration.
         pilot: has `step(policy_input, now_ns) -> Target`, `locate`, `remember` and `info` as
-            robot.pilot.Pilot does; None: no policy.
+            robot.pilot.Pilot does, and with a camera `session` and `look`; None: no policy.
         velocity: (vx, vy, yaw rate) that the operator commands all the time.
         driver: another driver than the run's (tests).
     """
@@ -116,6 +116,7 @@ class Lockstep:
         if run.camera.source == "sim":
             self._frames = Inbox([self.codecs[FRAMES]], BUFFERS)
             self.eyes = SteppedEyes(run, self.robot, self.codecs, self.send, self._arriving)
+        self._sees = self.eyes and pilot is not None and pilot.session.reads_height_scan
         self._heard: list[Message] = []
         self._waiting: deque[tuple[int, Message]] = deque()  # (tick that it arrives in, target)
         self._newest_target: Target | None = None
@@ -185,8 +186,8 @@ class Lockstep:
             for topic, message, again in self.teleop.step(self._status, self._truth, now):
                 self._post(topic, message, again)
         tick(self.control, self.driver, self, lambda: now)
-        if self.eyes:
-            self.eyes.step(now)
+        if self.eyes and (ground := self.eyes.step(now)) is not None and self._sees:
+            self.pilot.look(ground)  # type: ignore[union-attr]  # without a pilot nobody sees
         self.ticks += 1
         self.now_ns += self._period_ns
         if self.options.log and self.ticks % self._flush_ticks == 0:

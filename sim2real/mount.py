@@ -96,7 +96,7 @@ def find_mount(passes: Sequence[tuple[Views, Soles]]) -> Mount:
         for slopes, errors in pairs:
             fits = np.abs(errors + slopes @ value) < limit
             if fits.any():
-                weighed = slopes[fits].T @ _weights(np.count_nonzero(fits))
+                weighed = slopes[fits].T @ _weights(int(fits.sum()))
                 information += weighed @ slopes[fits]
                 pull -= weighed @ errors[fits]
                 used += 1
@@ -105,7 +105,7 @@ def find_mount(passes: Sequence[tuple[Views, Soles]]) -> Mount:
             np.sqrt(np.diag(np.linalg.inv(information))),
         )
         limit = OUTLIER
-    return Mount(value[:4], std[:4], used)
+    return Mount(np.array(value[:4]), np.array(std[:4]), used)
 
 
 def _pairs(views: Views, soles: Soles) -> list[tuple[FloatArray, FloatArray]]:

@@ -28,34 +28,40 @@ WEIGHTS = np.random.default_rng(0).normal(0.0, 0.02, (187, 29)).astype(np.float3
 FLAG_WEIGHTS = np.random.default_rng(1).normal(0.0, 0.1, (1, 29)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def run(standing_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """The standing policy with scan and flag times weights added to its targets."""
-    model = parse_onnx(read_bytes(standing_policy), standing_policy)
+def with_eyes(policy: Path, out: Path, weights: np.ndarray, flag_weights: np.ndarray) -> Path:
+    """A policy with scan (187, N) and flag (1, N) times weights added to its targets, rad."""
+    model = parse_onnx(read_bytes(policy), policy)
     for node in model.graph.node:
         node.output[:] = ["before" if o == "joint_pos_target" else o for o in node.output]
-    for name, weights in (("height_scan", WEIGHTS), ("height_flag", FLAG_WEIGHTS)):
+    for name, gains in (("height_scan", weights), ("height_flag", flag_weights)):
         shape: onnx.ValueInfoProto = helper.make_tensor_value_info(
-            name, TensorProto.FLOAT, [1, len(weights)]
+            name, TensorProto.FLOAT, [1, len(gains)]
         )
         model.graph.input.append(shape)
-        model.graph.initializer.append(numpy_helper.from_array(weights, f"{name}_gain"))
+        model.graph.initializer.append(numpy_helper.from_array(gains, f"{name}_gain"))
     model.graph.node.extend([
         helper.make_node("MatMul", ["height_scan", "height_scan_gain"], ["ground"]),
         helper.make_node("MatMul", ["height_flag", "height_flag_gain"], ["blind"]),
         helper.make_node("Add", ["ground", "blind"], ["lean"]),
         helper.make_node("Add", ["before", "lean"], ["joint_pos_target"]),
     ])  # fmt: skip
-    manifest = read_policy(standing_policy).manifest
+    manifest = read_policy(policy).manifest
     golden = manifest.golden
     still = {name: rows for name, rows in golden.inputs.items() if name[:6] != "height"}
     still |= {
         "height_scan": ((0.0,) * 187,) * golden.steps,
         "height_flag": ((0.0,),) * golden.steps,
     }
-    out = tmp_path_factory.mktemp("sees") / "sees.onnx"
     kept = golden.model_copy(update={"inputs": still})
     write_policy(out, model, manifest.model_copy(update={"golden": kept}))
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(standing_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """The standing policy, moved by what it sees."""
+    out = tmp_path_factory.mktemp("sees") / "sees.onnx"
+    with_eyes(standing_policy, out, WEIGHTS, FLAG_WEIGHTS)
     return load_run("loopback").model_copy(update={"policy": out})
 
 
