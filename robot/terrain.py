@@ -54,6 +54,25 @@ class Box:
         """(3,) m."""
         return np.array(self.top) - 0.5 * self.size[2] * self.rotation()[:, 2]
 
+    def reach(self) -> FloatArray:
+        """(2,) m from the centre along the world's x and y, within which all of it is."""
+        return np.abs(self.rotation()[:2]) @ (0.5 * np.array(self.size))
+
+    def heights(self, xy: FloatArray) -> FloatArray:
+        """(...) m, where a vertical line at (..., 2) m enters from above; -inf where it misses."""
+        rotation, half = self.rotation(), 0.5 * np.array(self.size)
+        centre = self.centre()
+        away = (xy - centre[:2]) @ rotation[:2]  # (..., 3) in the box, of the point at its height
+        down = rotation[2]  # (3,) in the box, per metre upwards
+        # Slabs: heights above the centre between which the line is inside each pair of faces.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ends = np.stack([(-half - away) / down, (half - away) / down])
+        level = np.abs(down) < 1e-12
+        inside = np.abs(away) <= half
+        low = np.where(level, np.where(inside, -np.inf, np.inf), ends.min(axis=0)).max(axis=-1)
+        high = np.where(level, np.where(inside, np.inf, -np.inf), ends.max(axis=0)).min(axis=-1)
+        return np.where(low <= high, centre[2] + high, -np.inf)
+
 
 @dataclass(frozen=True)
 class Terrain:
@@ -75,27 +94,12 @@ class Terrain:
         points = np.asarray(xy, np.float64)
         out = np.full(points.shape[:-1], self.floor)
         for box in self.boxes:
-            np.maximum(out, _top_of(box, points), out=out)
+            near = (np.abs(points - box.centre()[:2]) <= box.reach()).all(axis=-1)
+            out[near] = np.maximum(out[near], box.heights(points[near]))
         return out
 
 
 FLAT = Terrain(())
-
-
-def _top_of(box: Box, xy: FloatArray) -> FloatArray:
-    """(...) m, where a vertical line enters the box from above; -inf where it misses."""
-    rotation, half = box.rotation(), 0.5 * np.array(box.size)
-    centre = box.centre()
-    away = (xy - centre[:2]) @ rotation[:2]  # (..., 3) in the box, of the point at centre height
-    down = rotation[2]  # (3,) in the box, per metre upwards
-    # Slabs: heights above the centre between which the line is inside each pair of faces.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ends = np.stack([(-half - away) / down, (half - away) / down])
-    level = np.abs(down) < 1e-12
-    inside = np.abs(away) <= half
-    low = np.where(level, np.where(inside, -np.inf, np.inf), ends.min(axis=0)).max(axis=-1)
-    high = np.where(level, np.where(inside, np.inf, -np.inf), ends.max(axis=0)).min(axis=-1)
-    return np.where(low <= high, centre[2] + high, -np.inf)
 
 
 # --- families -----------------------------------------------------------------------------------
@@ -263,7 +267,7 @@ def _outside_start(boxes: list[Box]) -> tuple[Box, ...]:
     """Those that leave the start free, corners included."""
     edge = np.linspace(-START, START, 41)
     start = np.stack(np.meshgrid(edge, edge), axis=-1)
-    return tuple(box for box in boxes if not np.isfinite(_top_of(box, start)).any())
+    return tuple(box for box in boxes if not np.isfinite(box.heights(start)).any())
 
 
 @dataclass(frozen=True)
