@@ -50,7 +50,7 @@ class Ground:
             tuple(recipe.families), recipe.levels, recipe.seeds, recipe.hardest
         )
         self.floor = self._boxes.floor
-        self.level = torch.zeros(len(rows), dtype=torch.long)
+        self.level = torch.full((len(rows),), min(recipe.first_level, recipe.levels - 1))
         self.terrain = torch.zeros(len(rows), dtype=torch.long)  # row of grid
         self._steps = 0
 

@@ -100,6 +100,8 @@ class TerrainRecipe(Strict):
     """of the way to a family's hardest, at the last level."""
     seeds: Count
     """terrains of each family and level."""
+    first_level: Annotated[int, Field(ge=0)] = 0
+    """where a training begins."""
     ahead: Share
     """of the commands there that ask to walk on, as far as one can, and look where."""
     ahead_vx: PositiveRange

@@ -28,6 +28,7 @@ START = 1.0  # m, half the edge of the flat square around the origin
 REACH = 10.0  # m from the origin to where flat ground begins again
 SIDE = 10.0  # m to either side of the x axis, of what is the same for all y
 FIELD = (8.0, 3.0)  # m from the origin in x and y, of what is strewn about
+LAP = 0.2  # m that a box reaches under a higher one beside it
 DEPTH = 1.0  # m, of gaps and between stones
 BEYOND = 30.0  # m, length of what ends a terrain
 
@@ -109,6 +110,7 @@ def _flat(rng: Generator, size: float) -> Terrain:
     return FLAT
 
 
+Row = tuple[float, float, float, float]  # m: x and z of begin and end
 Part = tuple[float, float, float]  # m: length along x, step up where it begins, rise over it
 
 
@@ -170,17 +172,34 @@ def _flight(rng: Generator, rise: float) -> list[Part]:
 def _profile(unit: Callable[[], list[Part]]) -> Terrain:
     """One unit after another, the same for all y and on both sides of the start."""
     x, z = START, 0.0
-    rows: list[tuple[float, float, float, float]] = []  # x and z of begin and end
+    rows: list[Row] = []
     while x < REACH:
         for length, step, rise in unit():
             rows.append((x, z + step, x + length, z + step + rise))
             x, z = x + length, z + step + rise
     rows.append((x, z, x + BEYOND, z))
     floor = min(0.0, *(min(z0, z1) for _, z0, _, z1 in rows)) - 0.5 * DEPTH
-    boxes = [_bar(-START, 0.0, START, 0.0, floor)]
-    for x0, z0, x1, z1 in rows:
+    rows = _lapped([(0.0, 0.0, START, 0.0), *rows])
+    boxes = [_bar(-rows[0][2], 0.0, rows[0][2], 0.0, floor)]
+    for x0, z0, x1, z1 in rows[1:]:
         boxes += [_bar(x0, z0, x1, z1, floor), _bar(-x1, z1, -x0, z0, floor)]
     return Terrain(tuple(boxes), floor)
+
+
+def _lapped(rows: list[Row]) -> list[Row]:
+    """Level rows reach a little under neighbours that are higher.
+
+    Where two boxes only meet, a foot pressed into the seam is pushed sideways by both, and sinks.
+    """
+    out = []
+    for at, (x0, z0, x1, z1) in enumerate(rows):
+        if z0 == z1:
+            if at > 0 and min(rows[at - 1][1::2]) >= z0 < max(rows[at - 1][1::2]):
+                x0 -= LAP
+            if at + 1 < len(rows) and min(rows[at + 1][1::2]) >= z0 < max(rows[at + 1][1::2]):
+                x1 += LAP
+        out.append((x0, z0, x1, z1))
+    return out
 
 
 def _bar(x0: float, z0: float, x1: float, z1: float, floor: float) -> Box:
