@@ -403,6 +403,11 @@ class Nodes:
         self._seconds = 0.0
 
     @property
+    def seconds(self) -> float:
+        """Of all slots so far."""
+        return self._seconds
+
+    @property
     def modes(self) -> str:
         """Modes that were measured in."""
         return " and ".join(self._modes) or "no mode"
