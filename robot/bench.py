@@ -16,10 +16,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,14 +61,18 @@ ROWS: dict[str, tuple[float, tuple[str, ...]]] = {
     "tick": (2.0, ("tick_hot", "timer_bare")),
     "inference": (1.0, ("inference_ours", "inference_bare", "inference_plain")),
     "recorder": (2.0, ("timer_bare",)),
+    "eyes": (2.0, ()),
+    "map": (0.5, ()),
     "dds": (1.0, ()),
     "dds_period": (1.0, ()),
     "dds_cpu": (0.5, ()),
 }
+EYES = ("eyes", "map")  # measured by bench_eyes.py, in simulation
 WIRE = ("dds", "dds_period", "dds_cpu")  # measured by bench_dds.py, with players of its own
 PATH_GOAL, TICK_GOAL_US, RECORDER_GOAL = 1.4, 110.0, 1.05
 TIMING_FACTOR = 100.0  # lets control outlive being stopped; it changes limits, not work
 TO_POLICY_S = 12.0  # arm, stand up and blend
+SETTLED_SLOTS = 5  # in the policy: the blend into it ends
 SETTLE_NS = 20_000_000 + 50 * PERIOD_NS  # a timing message that began before we went on
 
 
@@ -128,7 +133,7 @@ class Bench:
     def __init__(self, folder: Path, policy: Path | None, seconds: float, names: list[str]) -> None:
         self.names, self.seconds = names, seconds
         self.policy_kind = "this policy" if policy else "a network made here"
-        if policy is None and set(names) & {"path", "tick", "inference", "recorder"}:
+        if policy is None and set(names) & {"path", "tick", "inference", "recorder", *EYES}:
             policy = make_policy(folder)
         self.setup = Setup(folder, policy)
         self.program, compiler = compile_timer(folder)
@@ -157,6 +162,10 @@ class Bench:
                 rows |= self._live(player, seconds, live)
             if "recorder" in self.names:
                 rows["recorder"] = self._recorder(ROWS["recorder"][0] * share)
+        if eyes := [name for name in EYES if name in self.names]:
+            from robot.bench_eyes import measure as measure_eyes  # which stands on this module
+
+            rows |= measure_eyes(self.setup, {name: ROWS[name][0] * share for name in eyes})
         if wire := [name for name in WIRE if name in self.names]:
             from robot.bench_dds import measure  # it needs an extra
 
@@ -226,17 +235,17 @@ class Bench:
             Nodes(self.setup, "without") as without,
             Nodes(self.setup, "with", log=True) as recorded,
         ):
-            for nodes in (without, recorded):
-                nodes.go_on_to_policy(min(TO_POLICY_S, seconds / 3.0))
+            start_together((without, recorded), min(2.0 * TO_POLICY_S, seconds / 2.0))
             pairs = take_turns(
-                max(0.0, end - time.monotonic()),
+                max(6.0 * SLOT_S, end - time.monotonic()),
                 lambda s: without.slot(s).cpu,
                 lambda s: recorded.slot(s).cpu,
             )
             load = recorded.cpu_share("recorder")
             note = (
-                f"CPU of a control tick with a recorder, {recorded.modes}; floor: without; the "
-                f"recorder itself takes {load:.1%} of a core; goal {RECORDER_GOAL} x"
+                f"CPU of a control tick with a recorder, {recorded.modes}; floor: without, "
+                f"{without.modes}; the recorder itself takes {load:.1%} of a core; goal "
+                f"{RECORDER_GOAL} x"
             )
         return make_row("recorder", pairs, note, recorder_share=round(load, 4), **skips(pairs))
 
@@ -289,7 +298,7 @@ class Slot:
 
 
 class Nodes:
-    """The nodes of a run on the loopback driver, stopped by signal while others are measured.
+    """The nodes of a run, stopped by signal while others are measured.
 
     Restarting them for each slot would leave too few rounds. The first timing message after a stop
     is thrown away; the warning `overrun` that a stop raises stays for a second, so ours is measured
@@ -299,19 +308,24 @@ class Nodes:
         setup: gives folder and policy.
         name: of the folder for this run's sockets.
         log: whether a recorder is among them.
+        run: a run file; on the loopback driver nothing but ours is measured.
+        given: its keys that are to be otherwise.
     """
 
-    def __init__(self, setup: Setup, name: str = "run", log: bool = False) -> None:
+    def __init__(
+        self, setup: Setup, name: str = "run", log: bool = False, run: str = "loopback",
+        given: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         operator = {"automatic": True, "keyboard": False}
         overrides = {
             "policy": str(setup.policy), "viewer": False, "operator": operator,
             "console": {"enabled": False}, "timing_factor": TIMING_FACTOR,
-            "log": {"enabled": log, "folder": str(setup.directory / "logs")},
+            "log": {"enabled": log, "folder": str(setup.directory / "logs")}, **(given or {}),
         }  # fmt: skip
         self.directory = setup.directory / name
         with _environment("PLEXUS_RUNTIME_DIR", str(self.directory)):
             # Live: what the nodes say goes to files, not between our lines.
-            self.manager = Manager(load_run("loopback", overrides), live=True)
+            self.manager = Manager(load_run(run, overrides), live=True)
         self.manager.on_message = self._hear
         self.said = ""
         self._modes: list[str] = []
@@ -382,6 +396,17 @@ class Nodes:
         self._modes += [mode.name] if mode is not None and mode.name not in self._modes else []
         return _slot(self._heard)
 
+    def begin(self) -> None:
+        """Count modes and CPU time from here on."""
+        self._modes.clear()
+        self._cpu_before.clear()
+        self._seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of all slots so far."""
+        return self._seconds
+
     @property
     def modes(self) -> str:
         """Modes that were measured in."""
@@ -400,6 +425,20 @@ class Nodes:
         for child in self.manager.children.values():
             if child.process.poll() is None:
                 child.process.send_signal(number)
+
+
+def start_together(runs: Sequence[Nodes], most_s: float) -> None:
+    """Let several runs come to their policies, in turns: while one goes on the others are stopped.
+
+    One after the other would not do: who is stopped for long finds a gap in time, and damps.
+    """
+    end, settled = time.monotonic() + most_s, 0
+    while time.monotonic() < end and settled < SETTLED_SLOTS:
+        for nodes in runs:
+            nodes.slot(SLOT_S)
+        settled += all(nodes.manager.summary.mode == Mode.POLICY for nodes in runs)
+    for nodes in runs:
+        nodes.begin()
 
 
 def cpu_seconds(pid: int) -> float:

@@ -105,7 +105,7 @@ def find_mount(passes: Sequence[tuple[Views, Soles]]) -> Mount:
             np.sqrt(np.diag(np.linalg.inv(information))),
         )
         limit = OUTLIER
-    return Mount(np.array(value[:4]), np.array(std[:4]), used)
+    return Mount(np.asarray(value[:4], np.float64), np.asarray(std[:4], np.float64), used)
 
 
 def _pairs(views: Views, soles: Soles) -> list[tuple[FloatArray, FloatArray]]:

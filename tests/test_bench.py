@@ -41,14 +41,14 @@ def test_a_short_bench_measures_every_row_and_leaves_nothing(
     assert bench.main(path, None, 0.1, ()) == 0
     rows = json.loads(path.read_text())
     names = [row["name"] for row in rows]
-    runtime = ["timer", "hop", "path", "tick", "inference", "recorder"]
+    runtime = ["timer", "hop", "path", "tick", "inference", "recorder", "eyes", "map"]
     assert names == runtime + ([*bench.WIRE] if importlib.util.find_spec("cyclonedds") else [])
     for row in rows:
         assert row.keys() >= KEYS and row["unit"] == "us" and row["rounds"] >= 1
         assert row["floor"] > 0.0 and row["ours"] > 0.0
         assert row["ratio"] == row["ours"] / row["floor"]
         assert len(row["ci"]) == 2 and row["ci"][0] <= row["ci"][1]
-    timer, _, _, tick, inference, recorder = rows[:6]
+    timer, _, _, tick, inference, recorder, eyes, _ = rows[:8]
     assert "C loop" in timer["note"] or "ctypes loop" in timer["note"]
     assert timer["ours_ticks"] >= 150 and timer["floor_ticks"] > 0
     assert tick["ours_ticks"] > 0 and tick["ours_skipped"] >= 0 and tick["floor_skipped"] >= 0
@@ -56,6 +56,8 @@ def test_a_short_bench_measures_every_row_and_leaves_nothing(
         "page_faults", "allocated_blocks_growth", "collections"
     }  # fmt: skip
     assert inference["plain_run_us"] > 0.0 and recorder["recorder_share"] > 0.0
+    assert eyes["shares"]["camera"] > 0.0 and eyes["shares"]["perception"] > 0.0
+    assert 0.0 < eyes["age_ms"]["p50"] <= eyes["age_ms"]["p99"]
     told = capsys.readouterr().out
     assert "machine: " in told and " cores" in told and "tick: skipped " in told
     assert set(processes()) <= others
@@ -71,7 +73,7 @@ def test_rows_can_be_picked_and_an_unknown_one_is_refused(tmp_path: Path) -> Non
         bench.main(None, None, 1.0, ("timer", "bus"))
     assert str(caught.value) == (
         "--only: row 'bus' is unknown; available: timer, hop, path, tick, inference, recorder, "
-        "dds, dds_period, dds_cpu"
+        "eyes, map, dds, dds_period, dds_cpu"
     )
 
 

@@ -259,6 +259,38 @@ def test_a_console_that_lacks_a_package_says_so_and_the_run_goes_on(launch, tmp_
     assert "console: no console: the package uvicorn is not installed; everything else" in run.err
 
 
+def test_without_camera_and_gl_everything_else_works_and_each_is_one_line(
+    launch, tmp_path, monkeypatch
+):
+    """As where neither PyOpenGL is installed nor a device or a display is there."""
+    hidden = tmp_path / "hidden"
+    for name in ("OpenGL", "glfw"):
+        (hidden / name).mkdir(parents=True)
+        text = f'raise ModuleNotFoundError("No module named {name}", name="{name}")'
+        (hidden / name / "__init__.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(hidden))
+    for name in ("MUJOCO_GL", "DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    run_file, out = tmp_path / "nothing.yaml", tmp_path / "out.json"
+    text = (ROOT / "configs" / "runs" / "sim.yaml").read_text()
+    run_file.write_text(text + "camera: {source: v4l2, device: /dev/video4711}\n")
+    run = launch(
+        "run", str(run_file), "--seconds", "4", "--console", "no", "--policy", "none",
+        "--video", str(tmp_path / "a.mp4"), "--json", str(out),
+    )  # fmt: skip
+    assert run.wait() == 0, run.err
+    told = json.loads(out.read_text())
+    assert told["control"]["executed_ticks"] > 500 and set(told["faults"]) <= {"overrun"}
+    assert told["video"].startswith("not written: no GL for rendering off screen (")
+    camera, perception, viewer = (
+        [line for line in run.err.splitlines() if line.startswith(f"{name}:")]
+        for name in ("camera", "perception", "viewer")
+    )
+    assert len(camera) == len(viewer) == 1 and len(perception) <= 1, run.err
+    assert camera[0].startswith("camera: no camera: ") and "everything else runs" in viewer[0]
+    assert "Traceback" not in run.err
+
+
 def test_the_console_prints_its_address_and_comes_back_when_killed(launch, runtime_dir):
     launch("run", "loopback", "--headless", "--console", "yes")
     state = eventually(
