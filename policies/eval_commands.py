@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table as Grid
 
+from policies.map_commands import WORD, eval_map
 from robot.config import UserError, check_positive, check_writable
 
 
@@ -20,11 +21,13 @@ class Eval:
     """Judge policies in simulation, ours and those that can be imported, with one table."""
 
     policies: tyro.conf.Positional[tuple[Path, ...]]
-    """policy files"""
+    """policy files; or the word map: judge what perception makes of the ground against the truth"""
     json: Path | None = None
     """write the table and every trial there"""
     report: Path | None = None
-    """write report.html and report.md into this folder"""
+    """write report.html and report.md into this folder; of maps report.md and maps.png"""
+    net: Path | None = None
+    """map: a TerrainNet to judge beside the untrained map; default: the one that ships, if any"""
     robot: str = "g1"
     """a folder of configs/, or a robot.yaml"""
     jobs: int = 1
@@ -52,6 +55,9 @@ def run_eval(args: Eval) -> int:
         raise UserError(f"{args.report}: is a file, expected a folder for the report")
     if args.quick and args.record:
         raise UserError("--record: a quick look is no judgement; leave out --quick")
+    if args.policies == (WORD,):
+        seeds = 1 if args.quick else args.seeds
+        return eval_map(args.net, seeds, args.seconds, args.jobs, args.json, args.report)
     plan = QUICK if args.quick else replace(Plan(), seconds=args.seconds, seeds=args.seeds)
     bar = Progress(
         "trials", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),

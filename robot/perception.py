@@ -8,7 +8,7 @@ cannot be trusted the heights are flat and say so. The process around it is perc
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
@@ -22,6 +22,7 @@ from robot.messages import Codec, DepthKind, Encoding, Frame, FrameFault, Height
 from robot.model import Robot, compile_model
 from robot.raycast import OWN_GROUPS, DepthRays
 from robot.rotations import heading_of, quat_between, rotation_matrix
+from robot.terrain_net import TerrainNet, carried, depth_inputs, state_input
 
 FloatArray = NDArray[np.float64]
 
@@ -33,7 +34,10 @@ CONTACT_LIMIT = 0.06  # m between map and sole at a footfall
 CONTACT_NS = 2_000_000_000  # so long a footfall that disagreed counts
 STANDS, LIFTED = 0.3, 0.1  # shares of the odometry that a foot carries
 BLACK = 0.02  # share of the pixels that must have depth
-MARGIN = 2  # pixels around the robot's own shapes that are not believed either: edges grow
+# Pixels around the robot's own shapes that are not believed either: edges grow by two, and where
+# the mount is off by three degrees a shape is two more away. With two, and none beyond the picture,
+# a knee's pixel in the lowest row became ground, half a metre high, and hid what was behind.
+MARGIN = 4
 GATE = (
     ("nothing", "no frame is in the map yet"),
     ("old", "the newest frame is too old"),
@@ -61,6 +65,28 @@ class Moment:
     """(3,) m, pelvis in the odometry frame."""
 
 
+@dataclass(frozen=True)
+class Sight:
+    """One frame that was believed, as it went into the map."""
+
+    steps: NDArray[np.uint16]
+    """(height, width) depth in steps of depth_scale_m; 0 where nothing counts"""
+    state: NDArray[np.float32]
+    """(19,) terrain_net.state_input"""
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """What the network made of the map at one frame."""
+
+    sight: Sight
+    height: FloatArray
+    """(187,) m, from the pelvis as it was"""
+    std: FloatArray
+    base_pos: FloatArray
+    heading: float
+
+
 class Perception:
     """The stage: low_states and frames in, height maps out.
 
@@ -69,14 +95,16 @@ class Perception:
         calibration: of the camera whose frames come.
         codecs: topic name to layout.
         timing_factor: multiplies the age limit.
+        net: corrects the map, if there is one; frame by frame, and carried along in between.
 
     Raises:
         UserError: the camera gives no z-depth with straight rays, or low_state no pelvis' IMU.
     """
 
     def __init__(
-        self, robot: Robot, calibration: Calibration, codecs: dict[str, Codec], timing_factor: float
-    ) -> None:
+        self, robot: Robot, calibration: Calibration, codecs: dict[str, Codec],
+        timing_factor: float, net: TerrainNet | None = None,
+    ) -> None:  # fmt: skip
         check_pinhole(calibration, "perception")
         if calibration.encoding != Encoding.Z16 or calibration.depth_kind != DepthKind.Z:
             raise UserError(
@@ -91,8 +119,9 @@ class Perception:
         self._model = compile_model(robot)
         self._data = mujoco.MjData(self._model)
         self._link = self._model.body(calibration.file.link).id
-        self._own = DepthRays(self._model, calibration, OWN_GROUPS)
+        self._own = DepthRays(self._model, wider(calibration, MARGIN), OWN_GROUPS)
         self.out: HeightMap = codecs["height_map"].new()
+        self._net = net
         self._estimator = Estimator(robot)
         self._start_anew(0)
         self._camera = (0, 0, 0, 0)  # newest frame: instance, seq, frame_id, t_mid_ns
@@ -105,7 +134,12 @@ class Perception:
         self._state = (instance, 0)
         self._states = 0
         self._standing = [False, False]
-        self._t_mid_ns = 0
+        self._t_mid_ns = self._taken_ns = 0
+        self._gyro, self._velocity_b = np.zeros(3), np.zeros(3)
+        self.sight: Sight | None = None  # the newest frame that was believed
+        self._corrected: Corrected | None = None
+        if self._net:
+            self._net.reset()
         self._disagreed_ns = -CONTACT_NS
         self.out.contact_error = np.nan
 
@@ -128,6 +162,7 @@ class Perception:
         quat = state.imu_quat_wxyz.copy()
         moment = Moment(stamp, state.joint_pos.copy(), quat, estimator.position.copy())
         self._moments.append(moment)
+        self._gyro, self._velocity_b = state.imu_gyro.copy(), estimator.velocity_b
         while stamp - self._moments[0].stamp_ns > MEMORY_NS:
             self._moments.popleft()
         for foot, share in enumerate(estimator.share):
@@ -159,7 +194,7 @@ class Perception:
             consumed = frame.instance, frame.seq
             fault = self._judge(frame, now_ns)
             if fault == FrameFault.NONE:
-                self._take(frame)
+                self._take(frame, now_ns)
                 out.frames += 1
             else:
                 out.refused[fault] += 1
@@ -200,7 +235,7 @@ class Perception:
         """(height, width) depth in steps of depth_scale_m."""
         return frame.data[: frame.size].view("<u2").reshape(self._calibration.shape)
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Frame, now_ns: int) -> None:
         """Into the map, from where the camera was in the middle of the exposure."""
         at = between(self._moments, frame.t_mid_ns)
         data, calibration = self._data, self._calibration
@@ -208,14 +243,23 @@ class Perception:
         data.qpos[7:] = at.joint_pos
         mujoco.mj_kinematics(self._model, data)
         turn = data.xmat[self._link].reshape(3, 3)
+        rotation = turn @ calibration.rotation
+        position = data.xpos[self._link] + turn @ calibration.position
         steps = self._steps(frame)
-        valid = (steps > 0) & ~grown(self._own.depth(data) > 0.0, MARGIN)
+        own = grown(self._own.depth(data) > 0.0, MARGIN)[MARGIN:-MARGIN, MARGIN:-MARGIN]
+        valid = (steps > 0) & ~own
         self.map.update(
             steps * calibration.file.depth_scale_m, valid, self._intrinsics,
-            turn @ calibration.rotation, data.xpos[self._link] + turn @ calibration.position,
-            at.quat_wxyz, at.base_pos, frame.t_mid_ns,
+            rotation, position, at.quat_wxyz, at.base_pos, frame.t_mid_ns,
         )  # fmt: skip
-        self._t_mid_ns = frame.t_mid_ns
+        here, upright = self._moments[-1], rotation_matrix(at.quat_wxyz)
+        state = state_input(
+            here.quat_wxyz, self._gyro, self._velocity_b, upright @ rotation,
+            at.base_pos + upright @ position - here.base_pos,
+            (now_ns - self._taken_ns) * 1e-9 if self._taken_ns else 0.0,
+        )  # fmt: skip
+        self.sight = Sight(np.where(valid, steps, 0).astype(np.uint16), state)
+        self._t_mid_ns, self._taken_ns = frame.t_mid_ns, now_ns
 
     # --- the map ------------------------------------------------------------------------------
 
@@ -226,6 +270,9 @@ class Perception:
         if here is not None:
             base, heading = here.base_pos, heading_of(rotation_matrix(here.quat_wxyz))
         height, std, age = self.map.scan(now_ns, base, heading)
+        unsure = std.mean()  # what was never seen is not known, whatever a network makes of it
+        if self._net and self.sight:
+            height, std = self._correct(self._net, height, std, age, base, heading)
         above = base[2] - self.map.ground
         if not np.isfinite(above):
             above = self.map.spec.pelvis_height
@@ -236,12 +283,34 @@ class Perception:
         shut = (
             not seen,
             seen and now_ns - self._t_mid_ns > self._age_limit_ns,
-            bool(out.mean_std > STD_LIMIT),
+            bool(unsure > STD_LIMIT),
             now_ns - self._disagreed_ns < CONTACT_NS,
         )
         out.gate = sum(1 << i for i, bit in enumerate(shut) if bit)
         out.height[:] = above if out.gate else height
         out.std[:], out.cell_age[:] = std, age
+
+    def _correct(
+        self, net: TerrainNet, height: FloatArray, std: FloatArray, age: FloatArray,
+        base: FloatArray, heading: float,
+    ) -> tuple[FloatArray, FloatArray]:  # fmt: skip
+        """The network's heights and deviations, from where the robot was at the newest frame."""
+        assert self.sight is not None
+        done = self._corrected
+        if done is None or done.sight is not self.sight:
+            steps = self.sight.steps
+            seen = depth_inputs(steps * self._calibration.file.depth_scale_m, steps > 0)
+            found = net.run(seen, self.sight.state, (height, std, age))
+            done = self._corrected = Corrected(self.sight, *found, base, heading)
+        cos, sin = np.cos(done.heading), np.sin(done.heading)
+        away = base - done.base_pos
+        moved = np.array([[cos, sin], [-sin, cos]]) @ away[:2]
+        at, inside = carried(moved, heading - done.heading)
+        # Where it did not reach, the map's own.
+        return (
+            np.where(inside, done.height[at] + away[2], height),
+            np.where(inside, done.std[at], std),
+        )
 
 
 def between(moments: deque[Moment], stamp_ns: int) -> Moment:
@@ -260,6 +329,14 @@ def between(moments: deque[Moment], stamp_ns: int) -> Moment:
         quat_between(before.quat_wxyz, after.quat_wxyz, share),
         before.base_pos + share * (after.base_pos - before.base_pos),
     )
+
+
+def wider(calibration: Calibration, pixels: int) -> Calibration:
+    """The same camera with so many pixels more on each side: what is beyond may look in, too."""
+    file, more = calibration.file, 2 * pixels
+    size = {"width": file.width + more, "height": file.height + more}
+    intrinsics = calibration.intrinsics + np.array([0.0, 0.0, pixels, pixels])
+    return replace(calibration, file=file.model_copy(update=size), intrinsics=intrinsics)
 
 
 def grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
