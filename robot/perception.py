@@ -22,7 +22,7 @@ from robot.messages import Codec, DepthKind, Encoding, Frame, FrameFault, Height
 from robot.model import Robot, compile_model
 from robot.raycast import OWN_GROUPS, DepthRays
 from robot.rotations import heading_of, quat_between, rotation_matrix
-from robot.terrain_net import TerrainNet, carried, depth_inputs, state_input
+from robot.terrain_net import state_input
 
 FloatArray = NDArray[np.float64]
 
@@ -75,18 +75,6 @@ class Sight:
     """(19,) terrain_net.state_input"""
 
 
-@dataclass(frozen=True)
-class Corrected:
-    """What the network made of the map at one frame."""
-
-    sight: Sight
-    height: FloatArray
-    """(187,) m, from the pelvis as it was"""
-    std: FloatArray
-    base_pos: FloatArray
-    heading: float
-
-
 class Perception:
     """The stage: low_states and frames in, height maps out.
 
@@ -95,16 +83,14 @@ class Perception:
         calibration: of the camera whose frames come.
         codecs: topic name to layout.
         timing_factor: multiplies the age limit.
-        net: corrects the map, if there is one; frame by frame, and carried along in between.
 
     Raises:
         UserError: the camera gives no z-depth with straight rays, or low_state no pelvis' IMU.
     """
 
     def __init__(
-        self, robot: Robot, calibration: Calibration, codecs: dict[str, Codec],
-        timing_factor: float, net: TerrainNet | None = None,
-    ) -> None:  # fmt: skip
+        self, robot: Robot, calibration: Calibration, codecs: dict[str, Codec], timing_factor: float
+    ) -> None:
         check_pinhole(calibration, "perception")
         if calibration.encoding != Encoding.Z16 or calibration.depth_kind != DepthKind.Z:
             raise UserError(
@@ -121,7 +107,6 @@ class Perception:
         self._link = self._model.body(calibration.file.link).id
         self._own = DepthRays(self._model, wider(calibration, MARGIN), OWN_GROUPS)
         self.out: HeightMap = codecs["height_map"].new()
-        self._net = net
         self._estimator = Estimator(robot)
         self._start_anew(0)
         self._camera = (0, 0, 0, 0)  # newest frame: instance, seq, frame_id, t_mid_ns
@@ -137,9 +122,6 @@ class Perception:
         self._t_mid_ns = self._taken_ns = 0
         self._gyro, self._velocity_b = np.zeros(3), np.zeros(3)
         self.sight: Sight | None = None  # the newest frame that was believed
-        self._corrected: Corrected | None = None
-        if self._net:
-            self._net.reset()
         self._disagreed_ns = -CONTACT_NS
         self.out.contact_error = np.nan
 
@@ -270,9 +252,6 @@ class Perception:
         if here is not None:
             base, heading = here.base_pos, heading_of(rotation_matrix(here.quat_wxyz))
         height, std, age = self.map.scan(now_ns, base, heading)
-        unsure = std.mean()  # what was never seen is not known, whatever a network makes of it
-        if self._net and self.sight:
-            height, std = self._correct(self._net, height, std, age, base, heading)
         above = base[2] - self.map.ground
         if not np.isfinite(above):
             above = self.map.spec.pelvis_height
@@ -283,34 +262,12 @@ class Perception:
         shut = (
             not seen,
             seen and now_ns - self._t_mid_ns > self._age_limit_ns,
-            bool(unsure > STD_LIMIT),
+            bool(out.mean_std > STD_LIMIT),
             now_ns - self._disagreed_ns < CONTACT_NS,
         )
         out.gate = sum(1 << i for i, bit in enumerate(shut) if bit)
         out.height[:] = above if out.gate else height
         out.std[:], out.cell_age[:] = std, age
-
-    def _correct(
-        self, net: TerrainNet, height: FloatArray, std: FloatArray, age: FloatArray,
-        base: FloatArray, heading: float,
-    ) -> tuple[FloatArray, FloatArray]:  # fmt: skip
-        """The network's heights and deviations, from where the robot was at the newest frame."""
-        assert self.sight is not None
-        done = self._corrected
-        if done is None or done.sight is not self.sight:
-            steps = self.sight.steps
-            seen = depth_inputs(steps * self._calibration.file.depth_scale_m, steps > 0)
-            found = net.run(seen, self.sight.state, (height, std, age))
-            done = self._corrected = Corrected(self.sight, *found, base, heading)
-        cos, sin = np.cos(done.heading), np.sin(done.heading)
-        away = base - done.base_pos
-        moved = np.array([[cos, sin], [-sin, cos]]) @ away[:2]
-        at, inside = carried(moved, heading - done.heading)
-        # Where it did not reach, the map's own.
-        return (
-            np.where(inside, done.height[at] + away[2], height),
-            np.where(inside, done.std[at], std),
-        )
 
 
 def between(moments: deque[Moment], stamp_ns: int) -> Moment:

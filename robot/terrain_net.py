@@ -89,26 +89,6 @@ def state_input(
     return np.concatenate(parts).astype(np.float32)
 
 
-def carried(moved: FloatArray, turned: float) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Where the cells of now lie in an older scan.
-
-    Args:
-        moved: (2,) m, how far the pelvis went since, in the older yaw frame.
-        turned: rad, how far its yaw did.
-
-    Returns:
-        (187,) the nearest older cell of each, and whether the older scan reached as far.
-    """
-    cos, sin = np.cos(turned), np.sin(turned)
-    xy = SCAN_XY @ np.array([[cos, sin], [-sin, cos]]) + moved
-    step = np.array([SCAN_X[1] - SCAN_X[0], SCAN_Y[1] - SCAN_Y[0]])
-    at = np.rint((xy - (SCAN_X[0], SCAN_Y[0])) / step).astype(np.intp)
-    most = np.array([len(SCAN_X), len(SCAN_Y)]) - 1
-    inside: NDArray[np.bool_] = ((at >= 0) & (at <= most)).all(axis=1)  # type: ignore[assignment]
-    x, y = np.clip(at, 0, most).T
-    return y * len(SCAN_X) + x, inside
-
-
 @dataclass(frozen=True)
 class NetFile:
     """What a file says of itself; checked."""

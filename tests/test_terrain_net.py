@@ -15,16 +15,13 @@ import torch
 from policies.terrain_export import calibrated, export_terrain
 from policies.terrain_model import TerrainModel
 from robot.config import UserError
-from robot.geomap import SCAN_XY
 from robot.model import load_robot
 from robot.rotations import rotation_matrix
 from robot.terrain_net import (
-    CELLS,
     FAR_M,
     MEMORY,
     METADATA,
     STATE,
-    carried,
     depth_inputs,
     golden_inputs,
     load_net,
@@ -197,17 +194,3 @@ def test_the_state_is_the_contracts():
     np.testing.assert_allclose(state[:9], [0, 0, -1, 1, 2, 3, 4, 5, 6], atol=1e-7)
     np.testing.assert_allclose(state[9:15], [0, -1, 0, 0, 0, -1], atol=1e-7)  # right, down
     np.testing.assert_allclose(state[15:], [0.5, 0.0, 0.4, 0.033], atol=1e-7)  # world's y is ahead
-
-
-def test_a_scan_is_carried_to_where_the_robot_is():
-    at, inside = carried(np.zeros(2), 0.0)
-    assert inside.all() and (at == np.arange(CELLS)).all()
-    at, inside = carried(np.array([0.2, 0.0]), 0.0)  # two cells ahead
-    np.testing.assert_allclose(
-        SCAN_XY[at[inside]], SCAN_XY[inside] + np.array([0.2, 0.0]), atol=1e-9
-    )
-    assert (~inside).sum() == 2 * 11 and (SCAN_XY[~inside, 0] > 0.65).all()
-    at, inside = carried(np.zeros(2), np.pi / 2)  # to the left: what was left is ahead
-    ahead = np.flatnonzero(np.isclose(SCAN_XY, (0.3, 0.0)).all(axis=1))
-    np.testing.assert_allclose(SCAN_XY[at[ahead]], [[0.0, 0.3]], atol=1e-9)
-    assert not inside[np.abs(SCAN_XY[:, 0]) > 0.55].any()
