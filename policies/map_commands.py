@@ -13,6 +13,7 @@ from robot.terrain_net import load_net
 from robot.topics import CAMERA
 
 WORD = Path("map")  # in place of a policy file
+WALKS, WALK_S = 2, 12.0  # over each family and camera, where no number is asked for; s of each
 
 
 def eval_map(
