@@ -23,6 +23,7 @@ from policies.map_eval import (
     lines,
     markdown,
     plan,
+    under,
     verdict,
 )
 from policies.trials import HELD_OUT_SEED
@@ -123,6 +124,10 @@ def test_degraded_is_what_it_says():
     up, down = (CONDITIONS["degraded"].camera(i) for i in (1, 2))
     assert np.degrees(up.pitch).tolist() == pytest.approx([1.5, 1.5])
     assert np.degrees(down.pitch).tolist() == pytest.approx([-1.5, -1.5])
+    pitches: dict[str, set[float]] = {}
+    for episode in under(CONDITIONS["degraded"], plan(seeds=2, seconds=5.0)):
+        pitches.setdefault(episode.family, set()).add(episode.camera.pitch[0])
+    assert all(len(of_family) == 2 for of_family in pitches.values())
     assert up.holes == (0.2, 0.2) and up.latency_ms == (100.0, 100.0)
 
 
