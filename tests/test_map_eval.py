@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,32 @@ def test_walks_are_judged_and_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert [type(example) for example in examples] == [Example, Example]
     path = draw(tmp_path / "new" / "maps.png", examples)
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 20_000
+
+
+def test_the_command_prints_writes_and_draws(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Its walks are told of here, they take minutes."""
+    flat = np.full(CELLS, 0.7)
+    example = Example("kerbs", 0.1, flat, flat > 0, {"geomap": (flat, flat), "net": (flat, flat)})
+    asked = []
+
+    def told(methods, seeds, seconds, jobs, show):
+        asked.append((list(methods), seeds, seconds, jobs))
+        return report(1.0, 1.9), [example]
+
+    monkeypatch.setattr(map_eval, "evaluate", told)
+    out = tmp_path / "report"
+    assert main(["eval", "map", "--report", str(out), "--json", str(tmp_path / "a.json")]) == 0
+    assert asked == [(["geomap"], 2, 12.0, 1)]
+    said = capsys.readouterr().out
+    assert "2.60" not in said and "1.90 (1.90 to 1.90)" in said
+    assert "| clean | seeds | mean error, all cells, cm |" in (out / "report.md").read_text()
+    assert (out / "maps.png").stat().st_size > 5000
+    kept = json.loads((tmp_path / "a.json").read_text())
+    assert kept["figures"]["degraded"]["families"]["net"]["all"]["value"] == 1.9
+    assert main(["eval", "walk.onnx", "--net", "net.onnx"]) == 2
+    assert "expected the word map in place of policy files" in capsys.readouterr().err
 
 
 def test_a_net_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]):
