@@ -154,6 +154,7 @@ def test_the_command_prints_writes_and_draws(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Its walks are told of here, they take minutes."""
+    monkeypatch.setenv("COLUMNS", "200")
     flat = np.full(CELLS, 0.7)
     example = Example("kerbs", 0.1, flat, flat > 0, {"geomap": (flat, flat), "net": (flat, flat)})
     asked = []
