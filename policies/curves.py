@@ -49,14 +49,18 @@ def read_rows(path: Path) -> list[Row]:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
-def draw_curves(path: Path, rows: Sequence[Row], title: str = "") -> None:
-    """Draw PANELS over environment steps (below) and wall-clock minutes (above) into a PNG."""
+def draw_curves(
+    path: Path, rows: Sequence[Row], title: str = "", panels: dict[str, tuple[str, ...]] = PANELS
+) -> None:
+    """Draw panels, four in a line, over steps (below) and minutes (above) into a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 7), layout="constrained")
+    down = -(-len(panels) // 4)
+    figure = Figure(figsize=(14, 3.5 * down), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (name, keys) in zip(figure.subplots(2, 4).flat, PANELS.items(), strict=True):
+    places = figure.subplots(down, 4).flat
+    for axes, (name, keys) in zip(places, panels.items(), strict=True):
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("million steps", fontsize=8)
         axes.tick_params(labelsize=8)

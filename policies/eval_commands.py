@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table as Grid
 
+from policies.map_commands import WALK_S, WALKS, WORD, eval_map
 from robot.config import UserError, check_positive, check_writable
 
 DRAWS, PIECES = 5, 40  # seeds where none are asked for: of the usual trials, of uneven ground
@@ -25,7 +26,7 @@ class Eval:
     """Judge policies in simulation, ours and those that can be imported, with one table."""
 
     policies: tyro.conf.Positional[tuple[Path, ...]]
-    """policy files"""
+    """policy files; or the word map: judge what perception makes of the ground against the truth"""
     terrain: tuple[str, ...] = ()
     """judge how they cross uneven ground instead: families such as boxes, or held-out for all those
     that nothing is trained on; an unknown name lists them"""
@@ -37,16 +38,18 @@ class Eval:
     json: Path | None = None
     """write the table and every trial there"""
     report: Path | None = None
-    """write report.md into this folder, and without --terrain also report.html"""
+    """write report.md into this folder; without --terrain also report.html, of maps maps.png"""
+    net: Path | None = None
+    """map: a TerrainNet to judge beside the untrained map"""
     robot: str = "g1"
     """a folder of configs/, or a robot.yaml"""
     jobs: int = 1
     """processes; the result is the same for any number"""
     seeds: int | None = None
     """draws of the world for each push direction, payload and delay (5); with --terrain, pieces of
-    each ground (40)"""
+    each ground (40); of maps, walks over each family under each camera (2)"""
     seconds: float = 20.0
-    """length of an episode; not with --terrain"""
+    """length of an episode; not with --terrain, nor of maps"""
     record: bool = False
     """write what was found into the policy file itself (ours, not imported ones)"""
     quick: bool = False
@@ -65,6 +68,11 @@ def run_eval(args: Eval) -> int:
         raise UserError(f"{args.report}: is a file, expected a folder for the report")
     if args.quick and args.record:
         raise UserError("--record: a quick look is no judgement; leave out --quick")
+    if args.policies == (WORD,):
+        seeds = 1 if args.quick else args.seeds or WALKS
+        return eval_map(args.net, seeds, WALK_S, args.jobs, args.json, args.report)
+    if args.net:
+        raise UserError("--net: is judged as a map; expected the word map in place of policy files")
     if args.terrain:
         return _cross(args)
     if args.difficulty:

@@ -15,7 +15,7 @@ from robot.config import UserError, check_positive, check_writable
 
 @dataclass(frozen=True)
 class Train:
-    """Train a policy by a recipe; leaves checkpoints, curves and a policy file."""
+    """Train a policy, or TerrainNet, by a recipe; leaves checkpoints, curves and an ONNX file."""
 
     recipe: tyro.conf.Positional[str] = "walk"
     """a recipe of configs/recipes, or the path of one"""
@@ -28,7 +28,7 @@ class Train:
     seed: int | None = None
     """default: the recipe's"""
     threads: int = 0
-    """of physics and learner; 0: one per core"""
+    """of physics and learner; of TerrainNet's walks; 0: one per core"""
     device: str = "cpu"
     """of the learner: cpu or cuda; physics is always on the CPU"""
     begin_with: Annotated[Path | None, tyro.conf.arg(name="from")] = None
@@ -49,6 +49,8 @@ def train(args: Train) -> int:
     if args.seed is not None and args.seed < 0:
         raise UserError(f"--seed: got {args.seed}, expected 0 or more")
     _check_packages()
+    if _trains_terrain(args):
+        return 0
     from policies.recipe import load_recipe
     from policies.train import RECIPE, RunOptions, finish
     from policies.train import train as run
@@ -69,6 +71,28 @@ def train(args: Train) -> int:
     )  # fmt: skip
     print(run(recipe, out, options))
     return 0
+
+
+def _trains_terrain(args: Train) -> bool:
+    """Whether the recipe is one of TerrainNet; if so, it has been done."""
+    from policies import terrain_train
+    from policies.train import RECIPE
+
+    begun = args.out / RECIPE if args.export and args.out else args.recipe
+    if not terrain_train.is_terrain(begun):
+        return False
+    if args.envs is not None or args.device != "cpu":
+        raise UserError("--envs and --device: TerrainNet has neither; expected them left out")
+    recipe = terrain_train.load_terrain_recipe(begun)
+    if args.export and args.out:
+        print(terrain_train.finish(args.out, recipe))
+        return True
+    options = terrain_train.TerrainOptions(
+        steps=args.steps, seed=args.seed, jobs=args.threads or os.cpu_count() or 1,
+        dry_run=args.dry_run, resume=args.resume,
+    )  # fmt: skip
+    terrain_train.train_terrain(recipe, args.out or Path("runs") / recipe.name, options)
+    return True
 
 
 def bench_train(json_path: Path | None, seconds: float) -> int:

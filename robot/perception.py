@@ -8,7 +8,7 @@ cannot be trusted the heights are flat and say so. The process around it is perc
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
@@ -22,6 +22,7 @@ from robot.messages import Codec, DepthKind, Encoding, Frame, FrameFault, Height
 from robot.model import Robot, compile_model
 from robot.raycast import OWN_GROUPS, DepthRays
 from robot.rotations import heading_of, quat_between, rotation_matrix
+from robot.terrain_net import state_input
 
 FloatArray = NDArray[np.float64]
 
@@ -35,7 +36,10 @@ BLACK = 0.02  # share of the pixels that must have depth
 # rad, mean over the joints between two exposures: a camera that moved so much and shows the very
 # same picture is stuck, though it counts on. Noise of encoders stays below it, a step does not.
 MOVED = 0.01
-MARGIN = 2  # pixels around the robot's own shapes that are not believed either: edges grow
+# Pixels around the robot's own shapes that are not believed either: edges grow by two, and where
+# the mount is off by three degrees a shape is two more away. With two, and none beyond the picture,
+# a knee's pixel in the lowest row became ground, half a metre high, and hid what was behind.
+MARGIN = 4
 GATE = (
     ("nothing", "no frame is in the map yet"),
     ("old", "the newest frame is too old"),
@@ -61,6 +65,16 @@ class Moment:
     """(4,) orientation of the pelvis."""
     base_pos: FloatArray
     """(3,) m, pelvis in the odometry frame."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One frame that was believed, as it went into the map."""
+
+    steps: NDArray[np.uint16]
+    """(height, width) depth in steps of depth_scale_m; 0 where nothing counts"""
+    state: NDArray[np.float32]
+    """(19,) terrain_net.state_input"""
 
 
 class Perception:
@@ -93,7 +107,7 @@ class Perception:
         self._model = compile_model(robot)
         self._data = mujoco.MjData(self._model)
         self._link = self._model.body(calibration.file.link).id
-        self._own = DepthRays(self._model, calibration, OWN_GROUPS)
+        self._own = DepthRays(self._model, wider(calibration, MARGIN), OWN_GROUPS)
         self.out: HeightMap = codecs["height_map"].new()
         self._estimator = Estimator(robot)
         self._start_anew(0)
@@ -107,7 +121,9 @@ class Perception:
         self._state = (instance, 0)
         self._states = 0
         self._standing = [False, False]
-        self._t_mid_ns = 0
+        self._t_mid_ns = self._taken_ns = 0
+        self._gyro, self._velocity_b = np.zeros(3), np.zeros(3)
+        self.sight: Sight | None = None  # the newest frame that was believed
         self._picture = np.zeros(0, np.uint16), np.zeros(0)  # the newest, and joints at its time
         self._stuck = False
         self._disagreed_ns = -CONTACT_NS
@@ -132,6 +148,7 @@ class Perception:
         quat = state.imu_quat_wxyz.copy()
         moment = Moment(stamp, state.joint_pos.copy(), quat, estimator.position.copy())
         self._moments.append(moment)
+        self._gyro, self._velocity_b = state.imu_gyro.copy(), estimator.velocity_b
         while stamp - self._moments[0].stamp_ns > MEMORY_NS:
             self._moments.popleft()
         for foot, share in enumerate(estimator.share):
@@ -163,7 +180,7 @@ class Perception:
             consumed = frame.instance, frame.seq
             fault = self._judge(frame, now_ns)
             if fault == FrameFault.NONE:
-                self._take(frame)
+                self._take(frame, now_ns)
                 out.frames += 1
             else:
                 out.refused[fault] += 1
@@ -216,7 +233,7 @@ class Perception:
         """(height, width) depth in steps of depth_scale_m."""
         return frame.data[: frame.size].view("<u2").reshape(self._calibration.shape)
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Frame, now_ns: int) -> None:
         """Into the map, from where the camera was in the middle of the exposure."""
         at = between(self._moments, frame.t_mid_ns)
         data, calibration = self._data, self._calibration
@@ -224,14 +241,23 @@ class Perception:
         data.qpos[7:] = at.joint_pos
         mujoco.mj_kinematics(self._model, data)
         turn = data.xmat[self._link].reshape(3, 3)
+        rotation = turn @ calibration.rotation
+        position = data.xpos[self._link] + turn @ calibration.position
         steps = self._steps(frame)
-        valid = (steps > 0) & ~grown(self._own.depth(data) > 0.0, MARGIN)
+        own = grown(self._own.depth(data) > 0.0, MARGIN)[MARGIN:-MARGIN, MARGIN:-MARGIN]
+        valid = (steps > 0) & ~own
         self.map.update(
             steps * calibration.file.depth_scale_m, valid, self._intrinsics,
-            turn @ calibration.rotation, data.xpos[self._link] + turn @ calibration.position,
-            at.quat_wxyz, at.base_pos, frame.t_mid_ns,
+            rotation, position, at.quat_wxyz, at.base_pos, frame.t_mid_ns,
         )  # fmt: skip
-        self._t_mid_ns = frame.t_mid_ns
+        here, upright = self._moments[-1], rotation_matrix(at.quat_wxyz)
+        state = state_input(
+            here.quat_wxyz, self._gyro, self._velocity_b, upright @ rotation,
+            at.base_pos + upright @ position - here.base_pos,
+            (now_ns - self._taken_ns) * 1e-9 if self._taken_ns else 0.0,
+        )  # fmt: skip
+        self.sight = Sight(np.where(valid, steps, 0).astype(np.uint16), state)
+        self._t_mid_ns, self._taken_ns = frame.t_mid_ns, now_ns
         self._picture = steps.copy(), at.joint_pos
 
     # --- the map ------------------------------------------------------------------------------
@@ -277,6 +303,14 @@ def between(moments: deque[Moment], stamp_ns: int) -> Moment:
         quat_between(before.quat_wxyz, after.quat_wxyz, share),
         before.base_pos + share * (after.base_pos - before.base_pos),
     )
+
+
+def wider(calibration: Calibration, pixels: int) -> Calibration:
+    """The same camera with so many pixels more on each side: what is beyond may look in, too."""
+    file, more = calibration.file, 2 * pixels
+    size = {"width": file.width + more, "height": file.height + more}
+    intrinsics = calibration.intrinsics + np.array([0.0, 0.0, pixels, pixels])
+    return replace(calibration, file=file.model_copy(update=size), intrinsics=intrinsics)
 
 
 def grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
