@@ -6,7 +6,7 @@ bytes are those of unitree_wire.py; unitree_state.py judges what comes in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -68,9 +68,10 @@ class UnitreeDriver:
         self.watch = StateWatch(robot, config, factor)
         self._frame = wire.Frame(wire.CMD_LAYOUT)
         n = robot.num_joints
-        self._fields = [
-            self._frame.view(f"motor_cmd.{name}")[:n] for name in ("q", "dq", "tau", "kp", "kd")
-        ]
+        self._frame.body[wire.CMD_LAYOUT.leaves["motor_cmd.mode"].offsets[:n]] = 1
+        self._fields = self._frame.table("motor_cmd.q", 5, n)  # q, dq, tau, kp, kd
+        self._finite_flags = bytearray(5 * n)
+        self._finite = np.frombuffer(self._finite_flags, np.bool_).reshape(5, n)
         self._energised = False
         self._commanded_ns = self._flowing_ns = 0  # last command; since when they flow
         self._unsent = self._unsent_total = 0
@@ -79,7 +80,6 @@ class UnitreeDriver:
         self._alerts = self._next_health_ns = 0
         self._torso = np.zeros(10, np.float32)  # orientation, rates, accelerations
         self._torso_ns = 0
-        self._kind = 0  # mode_machine that was accepted; commands carry it
         self._timeout_seen = config.trust_timeout or config.readonly
         self._truths: RawReader | None = None
         self._truth: np.ndarray | None = None
@@ -144,8 +144,9 @@ class UnitreeDriver:
                 "somebody else commands this robot (rt/lowcmd); stop that program first: two "
                 "commanders shake a robot to pieces"
             )
-        self._kind = watch.now.mode_machine
-        self._check_kind(self._kind)
+        kind = watch.now.mode_machine
+        self._check_kind(kind)
+        self._frame.put("mode_machine", kind)  # mode_pr stays 0: joints, not motors
         counted, passed = watch.tick - first_ms, (self._now() - begin) / MS
         # An emulator may lag behind its clock as its computer lets it, by the factor at most.
         if not TICKS[0] / self._factor * passed - 25 < counted < TICKS[1] * passed + 25:
@@ -209,14 +210,14 @@ class UnitreeDriver:
 
     def _try_timeout(self) -> bool:
         """True if the motors hear commands, and all of them notice that they stop (A13)."""
-        commands, still = self._commands, np.zeros(self.robot.num_joints)
+        commands, still = self._commands, np.zeros_like(self._fields)
         assert commands is not None
         self._wait(lambda: commands.readers > 0, ANSWER_NS)
         end, sent = self._now() + round(CLEAR_NS * self._factor), 0
         while sent < LEAST_COMMANDS or self._missing().any():
             if self._now() >= end:
                 return False
-            self._send([still] * len(self._fields))
+            self._send(still)
             self._pump(COMMAND_NS)
             sent += 1
         return self._wait(lambda: bool(self._missing().all()), round(TIMEOUT_NS * self._factor))
@@ -262,8 +263,7 @@ class UnitreeDriver:
             raise DriverFault(fault)
         seen = self.watch.now
         state.robot_time_ns = self.watch.tick * MS
-        state.joint_pos[:], state.joint_vel[:] = seen.q, seen.dq
-        state.joint_effort[:] = seen.tau
+        state.joint_pos[:], state.joint_vel[:], state.joint_effort[:] = seen.q, seen.dq, seen.tau
         if self.robot.imu == "torso":
             self._hear_torso()
             if now - self._torso_ns >= LOST_NS * self._factor:
@@ -332,20 +332,18 @@ class UnitreeDriver:
         Raises:
             DriverFault: it is not finite, or commands cannot be sent.
         """
-        self._filter(cmd)
-        arrays = (
-            cmd.joint_pos_target, cmd.joint_vel_target, cmd.effort_ff, cmd.stiffness, cmd.damping,
-        )  # fmt: skip
-        if not all(np.isfinite(values).all() for values in arrays):
+        sent = self._filter(cmd)
+        np.isfinite(sent, self._finite)
+        if 0 in self._finite_flags:
             raise DriverFault("a command that is no number was not sent")
         if self._commands is None:
             return
-        self._energised = bool(cmd.stiffness.any() or cmd.damping.any())
+        self._energised = bool(sent[3:].any())
         now = self._now()
         if now - self._commanded_ns > GAP_NS * self._factor:
             self._flowing_ns = now
         self._commanded_ns = now
-        if self._send(arrays):
+        if self._send(sent):
             self._unsent = 0
             return
         self._unsent += 1
@@ -353,16 +351,12 @@ class UnitreeDriver:
         if self._unsent >= UNSENT:
             raise DriverFault(f"{self._unsent} commands in a row could not be sent")
 
-    def _send(self, arrays: Sequence[np.ndarray]) -> bool:
-        """Sign and send positions, speeds, torques, stiffness, damping; False if it was not."""
+    def _send(self, values: np.ndarray) -> bool:
+        """Sign and send what the filter gave; False if it was not sent."""
         assert self._commands is not None
-        for field, values in zip(self._fields, arrays, strict=True):
-            field[:] = values
-        frame, n = self._frame, self.robot.num_joints
-        frame.put("mode_machine", self._kind)  # mode_pr stays 0: joints, not motors
-        frame.body[frame.layout.leaves["motor_cmd.mode"].offsets[:n]] = 1
-        frame.sign()
-        return self._commands.write(frame.payload)
+        self._fields[:] = values
+        self._frame.sign()
+        return self._commands.write(self._frame.payload)
 
     def truth(self, truth: Truth) -> bool:
         """What the emulator tells; no robot does."""

@@ -71,6 +71,15 @@ def block(message: Message, first: str, last: str) -> NDArray[np.float64]:
     return message.buffer[start:end].view(np.float64)
 
 
+def rows(message: Message, first: str, last: str) -> NDArray[np.float64]:
+    """(K, N) view of the K neighbouring float64 sequences of N from field `first` to `last`."""
+    slots = {slot.name: slot for slot in message.codec.slots}
+    start, n = slots[first].offset, slots[first].count
+    stride = 8 * (n + 1)  # a count word and padding lie between two of them
+    k = (slots[last].offset - start) // stride + 1
+    return np.ndarray((k, n), np.float64, message.memory, 8 + start, (stride, 8))
+
+
 class _Check(NamedTuple):
     """A message, kept so that its id is nobody else's; its numbers; room for an answer on each."""
 
@@ -160,8 +169,9 @@ class QuickTest:
         self._ends = np.stack([low, -high])  # (2, N) rad, towards each end as negative
         self._twice_braking = 2.0 * robot.safety.braking_acceleration * (1.0 - BOX)
         self._band = robot.safety.braking_band
-        # Between positions and speeds lies a count word, a tiny number: within 0 and 1.
-        self._least, self._most = np.zeros(2 * n + 1), np.ones(2 * n + 1)
+        # The first box is empty. Between positions and speeds lies a count word, a tiny number.
+        self._least, self._most = np.full(2 * n + 1, np.inf), np.ones(2 * n + 1)
+        self._least[n] = 0.0
         self._flags = bytearray(2 * (2 * n + 1))
         self._above, self._below = np.frombuffer(self._flags, np.bool_).reshape(2, -1)
         self.limit_effort(robot.effort_limit)
@@ -169,7 +179,6 @@ class QuickTest:
         self._rest = np.zeros(n)  # (N,) shares of torque that do not depend on the state
         self._motion_pos, self._motion_vel = self._motion[:n], self._motion[n + 1 :]
         self._share = np.empty(n)
-        self._lay_box(np.concatenate([(low + high) / 2, np.zeros(n + 1)]))
 
     def limit_effort(self, effort: NDArray[np.float64]) -> None:
         """Judge by motors that give (N,) N m at most, from the next command on."""
