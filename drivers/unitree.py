@@ -27,6 +27,7 @@ LISTEN_NS = 500 * MS  # for states and for anybody else's commands; 200 ms at le
 ANSWER_NS = 3_000 * MS  # for the first state; finding each other takes a second or two
 POLL_NS = 1 * MS
 COMMAND_NS = 2 * MS
+OTHERS_NS = 8 * MS  # between two looks for somebody else's commands: to be found within 20 (A18)
 FOREIGN_NS = 100 * MS  # somebody else's command counts for so long
 GAP_NS = 20 * MS  # between two commands; afterwards they flow anew
 TICKS = (0.9, 1.1)  # of the robot's counter per ms of ours, on a clock that may be late by 25 ms
@@ -76,6 +77,7 @@ class UnitreeDriver:
         self._commanded_ns = self._flowing_ns = 0  # last command; since when they flow
         self._unsent = self._unsent_total = 0
         self._foreign_ns: int | None = None
+        self._next_others_ns = 0
         self._charge, self._charge_ns = -1.0, 0
         self._alerts = self._next_health_ns = 0
         self._torso = np.zeros(10, np.float32)  # orientation, rates, accelerations
@@ -245,8 +247,10 @@ class UnitreeDriver:
         """Take whatever has come; returns the time."""
         now = self._now()
         self.watch.hear(self._states.take(32), now, self._energised)
-        if self._others.take():
-            self._foreign_ns = now
+        if now >= self._next_others_ns:
+            self._next_others_ns = now + OTHERS_NS
+            if self._others.take():
+                self._foreign_ns = now
         if self._truth is None:
             self._hear_truth()  # who tells it is an emulator
         return now
