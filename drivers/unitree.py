@@ -15,6 +15,7 @@ from drivers.dds import Participant, RawReader, check_interface
 from drivers.driver import DriverFault
 from drivers.unitree_command import make_filter
 from drivers.unitree_service import MotionService
+from drivers.unitree_signs import SignTrial
 from drivers.unitree_state import LOST_NS, MS, StateWatch
 from robot import clock
 from robot.config import UserError
@@ -91,7 +92,8 @@ class UnitreeDriver:
     def open(self) -> None:
         """Find the robot, make sure that it is the one and free, take it over.
 
-        Only then are there commands, without torque: do the motors notice when they stop?
+        Only then are there commands, without torque: do the motors notice when they stop? One that
+        hangs is moved a little, joint by joint: do they turn the right way?
 
         Raises:
             UserError: wrong interface, no robot, another robot, one that is not ready, or one that
@@ -108,6 +110,8 @@ class UnitreeDriver:
             self._meet(interface)
             self._take_over(self._participant)
             self._timeout_seen = self._timeout_seen or self._try_timeout()
+            if config.hang and not (config.readonly or config.dry_run or config.trust_signs):
+                self._try_signs()
         except BaseException:
             self.close()
             raise
@@ -223,6 +227,27 @@ class UnitreeDriver:
             self._pump(COMMAND_NS)
             sent += 1
         return self._wait(lambda: bool(self._missing().all()), round(TIMEOUT_NS * self._factor))
+
+    def _try_signs(self) -> None:
+        """Push each joint a little, and refuse a robot on which one turns the wrong way (S13)."""
+        watch, trial = self.watch, SignTrial(self.robot)
+        values, tick, torque = np.zeros_like(self._fields), self.watch.tick, None
+        values[4] = self.robot.damp_damping
+        while True:
+            now, passed_s = self._now(), (watch.tick - tick) * 1e-3
+            trouble = watch.fault(now, 0) or self._disturbed(now)
+            tick = watch.tick
+            torque = None if trouble else trial.step(watch.now.q, passed_s)
+            values[2] = 0.0 if torque is None else torque
+            self._send(values)
+            if torque is None:
+                break
+            self._pump(COMMAND_NS)
+        if trouble := trouble or trial.complaint:
+            raise UserError(
+                f"the commissioning move: {trouble}. Do not arm it; is it hanging freely, out of "
+                "everybody's reach? If so, have it looked after (unitree.trust_signs goes without)"
+            )
 
     def _missing(self) -> np.ndarray:
         """(N,) motors that say that they miss the computer's commands."""
