@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,7 +140,8 @@ def test_s13_a_hanging_robot_is_moved_a_little_and_refused_by_name(
 def test_s13_no_joint_is_moved_where_nobody_asked_for_it(emulator: SteppedEmulator, option: str):
     fault = {"encoder_reversed": {"joint": 3}}
     start = {"prop": False, "fault": fault}
-    driver = SteppedDriver(emulator, start=start, **({"trust_signs": False} | {option: True}))
+    options: dict[str, Any] = {"trust_signs": False, option: True}
+    driver = SteppedDriver(emulator, start=start, **options)
     try:
         driver.open()
     finally:
