@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,6 +16,9 @@ from rich.table import Table as Grid
 
 from robot.config import UserError, check_positive, check_writable
 
+DRAWS, PIECES = 5, 40  # seeds where none are asked for: of the usual trials, of uneven ground
+PIECES_QUICK = 3
+
 
 @dataclass(frozen=True)
 class Eval:
@@ -21,18 +26,27 @@ class Eval:
 
     policies: tyro.conf.Positional[tuple[Path, ...]]
     """policy files"""
+    terrain: tuple[str, ...] = ()
+    """judge how they cross uneven ground instead: families such as boxes, or held-out for all those
+    that nothing is trained on; an unknown name lists them"""
+    difficulty: tuple[float, ...] = ()
+    """m, of these terrains; what it measures depends on the family; default: three of its own"""
+    eyes: tuple[Literal["true", "geomap", "off"], ...] = ("true",)
+    """with --terrain: what policies that read a height scan see by, one column each: the truth, the
+    map that perception makes of a simulated camera's pictures, or nothing"""
     json: Path | None = None
     """write the table and every trial there"""
     report: Path | None = None
-    """write report.html and report.md into this folder"""
+    """write report.md into this folder, and without --terrain also report.html"""
     robot: str = "g1"
     """a folder of configs/, or a robot.yaml"""
     jobs: int = 1
     """processes; the result is the same for any number"""
-    seeds: int = 5
-    """draws of the world for each push direction, for payload and for delay"""
+    seeds: int | None = None
+    """draws of the world for each push direction, payload and delay (5); with --terrain, pieces of
+    each ground (40)"""
     seconds: float = 20.0
-    """length of an episode"""
+    """length of an episode; not with --terrain"""
     record: bool = False
     """write what was found into the policy file itself (ours, not imported ones)"""
     quick: bool = False
@@ -43,31 +57,32 @@ class Eval:
 
 def run_eval(args: Eval) -> int:
     """`plexus eval`; exit code 0 once everything was judged, well or badly."""
-    from policies.eval_report import about, lines, write
-    from policies.evaluate import QUICK, Plan, evaluate, record
-
-    check_positive(jobs=args.jobs, seeds=args.seeds, seconds=args.seconds)
+    check_positive(jobs=args.jobs, seconds=args.seconds)
+    if args.seeds is not None:
+        check_positive(seeds=args.seeds)
     check_writable(args.json)
     if args.report and args.report.exists() and not args.report.is_dir():
         raise UserError(f"{args.report}: is a file, expected a folder for the report")
     if args.quick and args.record:
         raise UserError("--record: a quick look is no judgement; leave out --quick")
-    plan = QUICK if args.quick else replace(Plan(), seconds=args.seconds, seeds=args.seeds)
-    bar = Progress(
-        "trials", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("trials", total=None)
+    if args.terrain:
+        return _cross(args)
+    if args.difficulty:
+        raise UserError("--difficulty: is that of a terrain; expected --terrain, too")
+    return _judge(args)
+
+
+def _judge(args: Eval) -> int:
+    """The usual trials, on flat ground."""
+    from policies.eval_report import about, lines, write
+    from policies.evaluate import QUICK, Plan, evaluate, record
+
+    plan = replace(Plan(), seconds=args.seconds, seeds=args.seeds or DRAWS)
+    with _progress() as told:
         table = evaluate(
-            args.policies, args.robot, plan, args.jobs, args.engine,
-            lambda done, of: bar.update(task, completed=done, total=of),
-        )  # fmt: skip
-    text = lines(table)
-    grid = Grid(*text[0], caption=about(table))
-    for line in text[1:]:
-        grid.add_row(*line)
-    Console().print(grid)
+            args.policies, args.robot, QUICK if args.quick else plan, args.jobs, args.engine, told
+        )
+    _show(lines(table), about(table))
     if args.json:
         args.json.write_text(json.dumps(table.to_dict(), indent=1) + "\n")
     if args.report:
@@ -76,3 +91,42 @@ def run_eval(args: Eval) -> int:
         for path in args.policies:
             print(record(table, path))
     return 0
+
+
+def _cross(args: Eval) -> int:
+    """Uneven ground."""
+    from policies.eval_terrain import Plan, about, evaluate_terrain, grounds_of, lines, markdown
+
+    if args.record:
+        raise UserError("--record: writes the usual trials' figures; leave out --terrain")
+    seeds = args.seeds or (PIECES_QUICK if args.quick else PIECES)
+    plan = Plan(grounds_of(args.terrain, args.difficulty), seeds, eyes=args.eyes)
+    with _progress() as told:
+        table = evaluate_terrain(args.policies, plan, args.robot, args.jobs, args.engine, told)
+    _show(lines(table), about(table))
+    if args.json:
+        args.json.write_text(json.dumps(table.to_dict(), indent=1) + "\n")
+    if args.report:
+        args.report.mkdir(parents=True, exist_ok=True)
+        (args.report / "report.md").write_text(markdown(table), encoding="utf-8")
+        print(args.report / "report.md")
+    return 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while trials run; gives what to tell how far they are."""
+    bar = Progress(
+        "trials", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("trials", total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+def _show(text: list[list[str]], caption: str) -> None:
+    grid = Grid(*text[0], caption=caption)
+    for line in text[1:]:
+        grid.add_row(*line)
+    Console().print(grid)

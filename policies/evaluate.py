@@ -169,7 +169,7 @@ class Table:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; what could not be measured is null."""
-        return _plain(asdict(self))
+        return plain(asdict(self))
 
 
 def evaluate(
@@ -206,7 +206,7 @@ def evaluate(
     plans = [plan_work(file, path, robot, plan) for file, path in zip(files, paths, strict=True)]
     work = [piece for pieces in plans for piece in pieces]
     results: list[Result] = []
-    for result in _share_out(work, jobs, engine):
+    for result in share_out(work, jobs, engine):
         results.append(result)
         if progress:
             progress(len(results), len(work))
@@ -217,7 +217,7 @@ def evaluate(
         for file, pieces in zip(files, plans, strict=True)
     ]
     seeds = [(p if isinstance(p, Trial) else p.trial).seed for p in work]
-    return Table(columns, plan, (min(seeds), max(seeds)), _versions())
+    return Table(columns, plan, (min(seeds), max(seeds)), versions())
 
 
 def ranges_of(policy: PolicyFile) -> dict[str, tuple[float, float]]:
@@ -271,7 +271,7 @@ def plan_work(policy: PolicyFile, path: Path, robot: str, plan: Plan) -> list[Wo
         )
         return vx, vy, yaw
 
-    def share(parts: Iterable[float]) -> Velocity:
+    def part_of(parts: Iterable[float]) -> Velocity:
         return clipped(
             p * (hi if p > 0 else -lo) for p, (lo, hi) in zip(parts, ranges, strict=True)
         )
@@ -281,17 +281,17 @@ def plan_work(policy: PolicyFile, path: Path, robot: str, plan: Plan) -> list[Wo
     for cell in GRID:
         walks.append(replace(base, group="grid", cell=cell, script=((0.0, clipped(cell)),)))
     for cell in EXTREMES:
-        walks.append(replace(base, group="extreme", cell=cell, script=((0.0, share(cell)),)))
+        walks.append(replace(base, group="extreme", cell=cell, script=((0.0, part_of(cell)),)))
     for cell in REVERSALS:
         turns = np.arange(0.0, plan.seconds, REVERSE_EVERY_S)
         script = tuple(
-            (float(at), share((-1) ** i * part for part in cell)) for i, at in enumerate(turns)
+            (float(at), part_of((-1) ** i * part for part in cell)) for i, at in enumerate(turns)
         )
         walks.append(replace(base, group="reversal", cell=cell, script=script))
     for number in range(STEP_TRIALS):
         rng = np.random.default_rng([plan.first_seed, number])
         script = tuple(
-            (float(at), share(rng.uniform(-1, 1, 3) * (rng.uniform() > 0.2)))
+            (float(at), part_of(rng.uniform(-1, 1, 3) * (rng.uniform() > 0.2)))
             for at in np.arange(0.0, plan.seconds, STEP_EVERY_S)
         )
         walks.append(replace(base, group="step", cell=(float(number), 0, 0), script=script))
@@ -319,22 +319,24 @@ def _searches(base: Trial, plan: Plan, walking: Velocity) -> Iterator[Search]:
         yield Search(replace(walk, group="delay"), "delay_ms", DELAY_LEVELS[::thin])
 
 
-def _share_out(work: list[Work], jobs: int, engine: Engine) -> Iterator[Result]:
-    """Results in the order of `work`."""
+def share_out(
+    work: Sequence[Any], jobs: int, engine: Engine, do: Callable[[Any], Result] = run
+) -> Iterator[Result]:
+    """Results in the order of `work`; `do` is a function that other processes can import."""
     if engine == "ray":
-        yield from _on_ray(work)
+        yield from _on_ray(work, do)
     elif jobs == 1:
-        yield from map(run, work)
+        yield from map(do, work)
     else:
         context = multiprocessing.get_context("spawn")  # ONNX Runtime's threads do not survive fork
         pool = ProcessPoolExecutor(min(jobs, len(work)), mp_context=context)
         try:
-            yield from pool.map(run, work)
+            yield from pool.map(do, work)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _on_ray(work: list[Work]) -> Iterator[Result]:
+def _on_ray(work: Sequence[Any], do: Callable[[Any], Result]) -> Iterator[Result]:
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError:
@@ -344,7 +346,7 @@ def _on_ray(work: list[Work]) -> Iterator[Result]:
         ) from None
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    task = ray.remote(run)
+    task = ray.remote(do)
     for handle in [task.remote(piece) for piece in work]:
         yield ray.get(handle)
 
@@ -398,14 +400,19 @@ def column(policy: PolicyFile, done: list[tuple[Work, Result]], weight: float) -
 
 def survival(results: Sequence[Result]) -> Figure:
     """Share of episodes without a fall, in %, with Wilson's interval."""
-    n = len(results)
+    return share([1.0 - r["fell"] for r in results])
+
+
+def share(happened: Sequence[float]) -> Figure:
+    """Share of ones among ones and zeros, in %, with Wilson's interval."""
+    n = len(happened)
     if not n:
         return Figure(math.nan, math.nan, math.nan, 0)
-    share, z = sum(1.0 - r["fell"] for r in results) / n, 1.96
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    p, z = sum(happened) / n, 1.96
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     low, high = max(0.0, middle - half), min(1.0, middle + half)
-    return Figure(100 * share, 100 * low, 100 * high, n)
+    return Figure(100 * p, 100 * low, 100 * high, n)
 
 
 def mean(values: Sequence[float]) -> Figure:
@@ -475,19 +482,21 @@ def _mean_push(done: list[tuple[Work, Result]]) -> Figure:
     return replace(found, n=table.size)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """For JSON; a number that is not finite is null."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    found = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -35,7 +35,10 @@ from robot.model import Robot
 
 OPSET = 17
 BYTES_MAX = 3 * 1024**2
-INPUTS = ("joint_pos", "joint_vel", "imu_quat_wxyz", "imu_gyro", "command", "first")
+INPUTS = (
+    "joint_pos", "joint_vel", "imu_quat_wxyz", "imu_gyro", "command", "first", "height_scan",
+    "height_flag",
+)  # fmt: skip
 
 
 class Deployed(nn.Module):
@@ -54,12 +57,14 @@ class Deployed(nn.Module):
 
     def forward(
         self, joint_pos: Tensor, joint_vel: Tensor, imu_quat_wxyz: Tensor, imu_gyro: Tensor,
-        command: Tensor, first: Tensor, last_action: Tensor, phase: Tensor, *past: Tensor,
+        command: Tensor, first: Tensor, height_scan: Tensor, height_flag: Tensor,
+        last_action: Tensor, phase: Tensor, *past: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """joint_pos_target, observation, then the carry of the next step in the same order."""
         sensors = Sensors(
-            joint_pos, joint_vel, imu_quat_wxyz, imu_gyro, command, last_action, phase
-        )
+            joint_pos, joint_vel, imu_quat_wxyz, imu_gyro, command, last_action, phase,
+            height_scan, height_flag,
+        )  # fmt: skip
         named = dict(zip(self.terms.history, past, strict=True))
         observation, later = self.terms.assemble(self.terms.frame(sensors), named, first)
         action = self.actor(observation).clamp(-self.clip, self.clip)

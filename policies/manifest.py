@@ -27,6 +27,7 @@ from onnx import AttributeProto, ModelProto, TensorProto
 from pydantic import Field, model_validator
 
 from robot.config import Strict, UserError, check, listing, short
+from robot.geomap import SCAN_XY
 from robot.model import Robot
 
 FORMAT = "plexus-policy/1"
@@ -181,6 +182,8 @@ def input_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
         "command": (1, len(VELOCITIES) + len(manifest.arm_joints)),
         "first": (1, 1),  # 1 on the first step of an episode, else 0
         "base_lin_vel": (1, 3),  # m/s, of the pelvis in its own frame, estimated
+        "height_scan": (1, len(SCAN_XY)),  # m, pelvis z minus ground z, cells of robot.geomap
+        "height_flag": (1, 1),  # 1 where the ground is not known and the scan means nothing
         **{f"carry_{carry.name}": carry.shape for carry in manifest.carry},
     }
 

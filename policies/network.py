@@ -195,6 +195,46 @@ class EquivariantMLP(nn.Module):
             layers.append(_linear(weight, bias))
         return PlainMLP(layers, self.activation)
 
+    def take(self, plain: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Become the function that `plain` gave away.
+
+        Args:
+            plain: (weight, bias) of its layers, for an actor.
+
+        Raises:
+            ValueError: they are of another shape, or treat left and right differently.
+        """
+        assert self.outputs is not None
+        eye = torch.eye(len(self.inputs.even_slot))
+        even, odd = (part.T for part in self.inputs.split(eye))
+        blocks: list[tuple[Any, Any]] = list(zip(self.even, self.odd, strict=True))
+        if len(plain) != len(blocks):
+            raise ValueError(f"{len(plain)} layers, expected {len(blocks)}")
+        with torch.no_grad():
+            for (of_even, of_odd), (weight, bias) in zip(blocks[:-1], plain, strict=False):
+                top, bottom = weight.chunk(2)
+                _put(of_even.weight, (top + bottom) @ even.T * ROOT_HALF)
+                _put(of_odd.weight, (top - bottom) @ odd.T * ROOT_HALF)
+                _put(of_even.bias, bias.chunk(2)[0] / ROOT_HALF)
+                half = torch.eye(len(top)) * ROOT_HALF
+                even, odd = torch.cat((half, half), 1), torch.cat((half, -half), 1)
+            of_even, of_odd = blocks[-1]
+            weight, bias = plain[-1]
+            of_both = self.outputs.split(weight.T)
+            _put(of_even.weight, of_both[0].T @ even.T)
+            _put(of_odd.weight, of_both[1].T @ odd.T)
+            _put(of_even.bias, self.outputs.split(bias.unsqueeze(0))[0].squeeze(0))
+            for layer, (weight, bias) in zip(self.plain().layers, plain, strict=True):
+                for mine, given in ((layer.weight, weight), (layer.bias, bias)):
+                    if not torch.allclose(mine, given, atol=1e-4):  # type: ignore[arg-type]
+                        raise ValueError("it treats left and right differently")
+
+
+def _put(parameter: Tensor, value: Tensor) -> None:
+    if parameter.shape != value.shape:
+        raise ValueError(f"a layer of {tuple(value.shape)}, expected {tuple(parameter.shape)}")
+    parameter.copy_(value)
+
 
 class PlainMLP(nn.Module):
     """Linear layers with an activation between them.

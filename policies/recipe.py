@@ -27,6 +27,7 @@ from robot.config import (
     read_text,
 )
 from robot.model import Robot, compile_model, load_robot
+from robot.terrain import FAMILIES
 
 RECIPES = CONFIGS / "recipes"
 
@@ -85,6 +86,64 @@ class SimRecipe(Strict):
     def physics_dt(self) -> float:
         """s of one physics step."""
         return self.step_dt / self.decimation
+
+
+class TerrainRecipe(Strict):
+    """Terrain of robot/terrain.py under some of the environments, from easy to hard."""
+
+    share: Share
+    """of the environments, taken from the last."""
+    families: Annotated[list[str], Field(min_length=1)]
+    levels: Count
+    """from a family's easiest terrain on."""
+    hardest: Share
+    """of the way to a family's hardest, at the last level."""
+    seeds: Count
+    """terrains of each family and level."""
+    first_level: Annotated[int, Field(ge=0)] = 0
+    """where a training begins."""
+    ahead: Share
+    """of the commands there that ask to walk on, as far as one can, and look where."""
+    ahead_vx: PositiveRange
+    """m/s, of these."""
+
+    @model_validator(mode="after")
+    def _known(self) -> TerrainRecipe:
+        trained = [name for name, family in FAMILIES.items() if not family.held_out]
+        for name in self.families:
+            if name not in trained:
+                raise ValueError(f"families: {name!r}, expected some of {listing(trained, 30)}")
+        return self
+
+
+class EyesRecipe(Strict):
+    """How wrong the height scan is that the policy sees; each is drawn evenly to both sides."""
+
+    blind: Annotated[float, Field(ge=0, le=0.5)]
+    """share of the environments that are told nothing, and that they are."""
+    delay: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0, le=10)]]
+    """policy steps, least and most."""
+    every: PositiveRange
+    """policy steps until errors are drawn anew."""
+    position: NotNegative
+    """m, the whole scan is shifted along each axis."""
+    offset: NotNegative
+    """m, it is lifted."""
+    tilt: NotNegative
+    """rad."""
+    heading: NotNegative
+    """rad, it is turned."""
+    cell: NotNegative
+    """m along each axis that a cell's height is taken from beside it: what edges suffer."""
+    white: NotNegative
+    """m, anew in each step."""
+    unseen: Annotated[float, Field(ge=0, le=0.5)]
+    """of the cells, on average, that are guessed."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> EyesRecipe:
+        _ordered(self.delay)
+        return self
 
 
 class CommandRecipe(Strict):
@@ -224,6 +283,9 @@ class Ppo(Strict):
     critic_hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 128, 128)
     activation: Literal["elu", "relu", "tanh", "silu"] = "elu"
     normalise: bool = True
+    """what the actor sees; the critic's observation always is."""
+    critic_first: Annotated[int, Field(ge=0)] = 0
+    """iterations in which the critic learns alone, so that a given actor is not spoilt."""
     symmetry: Literal["equivariant", "augmentation", "none"] = "equivariant"
 
 
@@ -245,6 +307,10 @@ class Recipe(Strict):
     """policy steps of all environments together."""
     episode_s: Positive
     sim: SimRecipe
+    terrain: TerrainRecipe | None = None
+    """none: even ground, or rough."""
+    eyes: EyesRecipe | None = None
+    """for policies that see terrain."""
     commands: CommandRecipe
     arms: ArmsRecipe
     clock: ClockRecipe
@@ -306,6 +372,10 @@ def mistakes(recipe: Recipe, robot: Robot) -> Iterator[Mistake]:
         yield from _unknown(("observation", at, "name"), row.name, OBSERVATIONS)
         if row.name in names[:at]:
             yield ("observation", at, "name"), f'observation: "{row.name}" is given twice'
+    sees = [name for name in ("height_scan", "height_flag") if name in names]
+    if sees and (recipe.eyes is None or recipe.terrain is None):
+        at = ("observation", names.index(sees[0]), "name")
+        yield at, f'observation: "{sees[0]}" needs sections eyes and terrain'
     for at, critic in enumerate(recipe.critic):
         yield from _unknown(("critic", at, "name"), critic.name, {**OBSERVATIONS, **CRITIC})
     for name, reward in recipe.rewards.items():

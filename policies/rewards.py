@@ -38,6 +38,8 @@ class State:
     foot_contact: Tensor  # (B, 2) 1 in contact
     foot_gap: Tensor  # (B,) m between the feet, across the heading
     finite: Tensor  # (B,) bool
+    uneven: Tensor  # (B,) 1 on terrain
+    overhang: Tensor  # (B, 2) share of a standing foot's sole that has nothing below it
 
 
 # --- rewards, each (B,), per second; weights say the sign -----------------------------------------
@@ -65,9 +67,13 @@ def alive(s: State) -> Tensor:
 
 
 def foot_phase(s: State, *, height: float = 0.1, sigma: float = 0.006) -> Tensor:
-    """exp(-sum (z - z_ref)²/sigma), z_ref the clock's half-sine bump; only while stepping."""
-    error = (s.foot_height - height * s.swing).square().sum(1)
-    return torch.exp(-error / sigma) * s.moving
+    """exp(-sum (z - z_ref)²/sigma), z_ref the clock's half-sine bump; only while stepping.
+
+    On terrain a foot may be higher for a fifth of the price: it must get over what is there.
+    """
+    error = s.foot_height - height * s.swing
+    error = torch.where((error > 0) & (s.uneven > 0).unsqueeze(1), 0.45 * error, error)
+    return torch.exp(-error.square().sum(1) / sigma) * s.moving
 
 
 def contact_phase(s: State) -> Tensor:
@@ -147,6 +153,11 @@ def flat_foot(s: State) -> Tensor:
     return s.foot_tilt.sum(1)
 
 
+def overhang(s: State) -> Tensor:
+    """Share of the soles of standing feet over an edge."""
+    return s.overhang.sum(1)
+
+
 def feet_apart(s: State, *, distance: float = 0.16) -> Tensor:
     """m by which the feet are nearer than that, across."""
     return torch.relu(distance - s.foot_gap)
@@ -157,7 +168,7 @@ REWARDS: dict[str, Callable[..., Tensor]] = {
     for f in (
         track_linear, track_linear_mean, track_yaw, alive, foot_phase, contact_phase, stand_contact,
         upright, height, vertical_speed, rocking, posture, action_rate, action_jerk, effort,
-        joint_speed, stand_still, joint_limits, slip, flat_foot, feet_apart,
+        joint_speed, stand_still, joint_limits, slip, flat_foot, overhang, feet_apart,
     )
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from rsl_rl.env import VecEnv
 from tensordict import TensorDict
 from torch import Tensor
 
+from policies.eyes import CELLS, Eyes
 from policies.recipe import Recipe
 from policies.rewards import CRITIC, CURRICULUM, LEVELS, REWARDS, TERMINATIONS, State
 from policies.terms import (
@@ -37,6 +38,7 @@ from robot.model import Robot
 # Estimate of how high each foot is lifted: where an episode begins (m), and how much of an error at
 # the top of a swing it takes in. A foot that stays down is at a fifth of it after 1.5 cycles.
 LIFT_START, LIFT_RATE = 0.1, 0.12
+EDGE, EDGE_TILT = 0.03, 0.1  # m under a standing sole's point that is an edge; squared slope at it
 # What the task remembers beside the world, by name; all are exactly resumed.
 MEMORY = (
     "episode_length_buf", "action", "last_action", "older_action", "phase", "command",
@@ -71,6 +73,10 @@ class Task(VecEnv):
         self.max_episode_length = round(recipe.episode_s / recipe.step_dt)
         self.total_steps, self.steps = total_steps or recipe.total_steps, 0
         self.world = World(recipe, robot, body, count, recipe.seed + seed, threads)
+        ground = self.world.ground
+        self.eyes = None if recipe.eyes is None or ground is None else Eyes(
+            recipe.eyes, ground, count, self.world.uniform
+        )  # fmt: skip
         self.policy_terms = Observation(recipe.observation, body)
         self.mirror = make_mirror(recipe, body)
         self._rewards = {
@@ -85,6 +91,8 @@ class Task(VecEnv):
         self.noise, self.pushed = True, True
         self.seconds = {"physics": 0.0, "whole": 0.0}
         self.ids = torch.arange(count)
+        self._unflagged = torch.zeros(count, 1)
+        self._uneven = torch.zeros(count) if ground is None else ground.rows.float()
         n, arms = robot.num_joints, len(body.arms)
         self.episode_length_buf = torch.zeros(count, dtype=torch.long, device=device)
         self.action, self.last_action, self.older_action = (torch.zeros(count, n) for _ in range(3))
@@ -142,13 +150,14 @@ class Task(VecEnv):
         self._follow(state)
         reward, falls = self._judge(state)
         self.world.lay_ground()
+        self.world.lay_boxes()
         time_outs = (self.episode_length_buf.cpu() >= self.max_episode_length) & ~falls
         dones = falls | time_outs
         log = self._log(state, dones, falls)
         self.steps += self.num_envs
         self.grow()
         self._move_commands()
-        self._reset(dones)
+        self._reset(dones, falls)
         self._observe()
         self.seconds["whole"] += time.perf_counter() - begin
         extras = {"time_outs": time_outs.to(self.device), "log": log}
@@ -162,6 +171,7 @@ class Task(VecEnv):
             "world": self.world.state_dict(),
             "memory": {name: getattr(self, name).clone() for name in MEMORY},
             "past": {name: value.clone() for name, value in self.past.items()},
+            "eyes": None if self.eyes is None else self.eyes.state_dict(),
             "observations": {k: self._observations[k].clone() for k in ("policy", "critic")},
             "levels": dict(self.levels),
             "steps": self.steps,
@@ -174,9 +184,16 @@ class Task(VecEnv):
             setattr(self, name, value.clone())
         self.episode_length_buf = self.episode_length_buf.to(self.device)
         self.past = {name: value.clone() for name, value in given["past"].items()}
+        if self.eyes is not None:
+            self.eyes.load_state_dict(given["eyes"])
         self.levels, self.steps = dict(given["levels"]), given["steps"]
         groups = {k: v.clone().to(self.device) for k, v in given["observations"].items()}
         self._observations = TensorDict(groups, batch_size=[self.num_envs], device=self.device)
+
+    def spread(self) -> None:
+        """Put the robots on terrain of all levels, from the next reset on."""
+        if (ground := self.world.ground) is not None:
+            ground.level = torch.arange(self.num_envs) * ground.levels // self.num_envs
 
     def reset(self) -> TensorDict:
         """All environments start anew."""
@@ -188,6 +205,7 @@ class Task(VecEnv):
 
     def _sensors(self, clean: bool = True) -> Sensors:
         world = self.world
+        scan, flag = self._scan(clean)
         return Sensors(
             joint_pos=world.joint_pos if clean else world.joint_pos + world.encoder,
             joint_vel=world.joint_vel,
@@ -196,18 +214,34 @@ class Task(VecEnv):
             command=self.command,
             last_action=self.action,
             phase=self.phase,
+            height_scan=scan,
+            height_flag=flag,
         )
+
+    def _scan(self, clean: bool) -> tuple[Tensor, Tensor]:
+        """(B, 187) m and (B, 1) flags; clean: the truth."""
+        if self.eyes is None:
+            return torch.full((self.num_envs, CELLS), self.body.nominal_height), self._unflagged
+        world = self.world
+        place = world.base_pos, yaw_of(world.quat), world.ground_height
+        if clean:
+            return self.eyes.truth(*place), self._unflagged
+        return self.eyes.told(*place), self.eyes.blind
 
     def _state(self, bump: Tensor, running: Tensor) -> State:
         world, body = self.world, self.body
-        w, x, y, z = world.quat.unbind(1)
-        yaw = torch.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+        yaw = yaw_of(world.quat)
         cos, sin = torch.cos(yaw), torch.sin(yaw)
         vx, vy, vz = world.lin_vel_w.unbind(1)
         velocity = torch.stack([cos * vx + sin * vy, cos * vy - sin * vx, vz], 1)
         gravity = OBSERVATIONS["projected_gravity"][0](self._sensors(), body)
         height = self.command[:, 3:4] - body.nominal_height
         soles, slope = world.soles, world.soles @ world.to_slope
+        uneven = self._uneven
+        tilt = slope.square().sum(2)
+        tilt = torch.where(uneven.unsqueeze(1) > 0, tilt.clamp(max=EDGE_TILT), tilt)
+        contact = world.foot_contact
+        overhang = (soles > EDGE).float().mean(2) * contact * uneven.unsqueeze(1)
         across = world.foot_pos[:, 0] - world.foot_pos[:, 1]
         return State(
             body=body, command=self.command, moving=running[:, 0].float(), swing=bump,
@@ -216,9 +250,10 @@ class Task(VecEnv):
             joint_pos=world.joint_pos, joint_vel=world.joint_vel, effort=world.effort,
             reference=reference(self.command, body) + height * body.squat,
             action=self.action, last_action=self.last_action, older_action=self.older_action,
-            foot_height=soles.mean(2), lift=self.lift, foot_tilt=slope.square().sum(2),
-            foot_speed=world.foot_velocity.norm(dim=2), foot_contact=world.foot_contact,
+            foot_height=soles.mean(2), lift=self.lift, foot_tilt=tilt,
+            foot_speed=world.foot_velocity.norm(dim=2), foot_contact=contact,
             foot_gap=cos * across[:, 1] - sin * across[:, 0], finite=world.finite,
+            uneven=uneven, overhang=overhang,
         )  # fmt: skip
 
     def _follow(self, state: State) -> None:
@@ -259,6 +294,9 @@ class Task(VecEnv):
             "error/xy_step": error[:, :2].mean().item(),
             **{f"level/{name}": value for name, value in self.levels.items()},
         }
+        if (ground := self.world.ground) is not None and self.recipe.terrain is not None:
+            for name, level in zip(self.recipe.terrain.families, ground.mean_levels(), strict=True):
+                log[f"terrain/{name}"] = level
         if dones.any():
             ended = self.episode_length_buf.cpu()[dones]
             seconds = ended.float() * self.recipe.step_dt
@@ -274,16 +312,21 @@ class Task(VecEnv):
             self.levels[name] = CURRICULUM[row.term](done, **row.params)
         self.world.rough_level = self.levels["rough"]
 
-    def _reset(self, mask: Tensor) -> None:
+    def _reset(self, mask: Tensor, falls: Tensor | None = None) -> None:
         rows = torch.nonzero(mask).flatten()
         if not len(rows):
             return
+        if (ground := self.world.ground) is not None:
+            fallen = torch.zeros(len(rows), dtype=torch.bool) if falls is None else falls[rows]
+            ground.assign(rows, fallen, self.world.base_pos[rows, :2].norm(dim=1))
         self.world.reset(rows.to(torch.int32).numpy(), self.levels, self.recipe.randomisation)
         self.episode_length_buf[rows.to(self.device)] = 0
         for buffer in (self.action, self.last_action, self.older_action):
             buffer[rows] = 0
         self.velocity_error[rows], self.reward_sums[rows], self.first[rows] = 0, 0, 1
         self.lift[rows] = LIFT_START
+        if self.eyes is not None:
+            self.eyes.reset(rows, self.world.base_pos[rows, 2])
         # Either foot may begin.
         self.phase[rows] = (self.world.uniform(0, 2, len(rows), 1)).floor() / 2
         self._draw_command(rows)
@@ -309,10 +352,25 @@ class Task(VecEnv):
         velocity = torch.where(reversed_.unsqueeze(1), back, velocity)
         velocity[velocity.norm(dim=1) < spec.stand_below] = 0
         other = draw(0, 1, n) < spec.height_share
+        velocity = self._ahead(rows, velocity)
         height = torch.where(other, draw(*spec.base_height, n), torch.tensor(spec.nominal_height))
         self.command[rows, :3], self.command[rows, 3] = velocity, height
         now = self.episode_length_buf.cpu()[rows] * self.recipe.step_dt
         self.next_command[rows] = now + draw(*spec.resample, n)
+
+    def _ahead(self, rows: Tensor, velocity: Tensor) -> Tensor:
+        """(n, 3) on terrain mostly straight on, or nobody gets there."""
+        spec, ground, draw, n = (
+            self.recipe.terrain,
+            self.world.ground,
+            self.world.uniform,
+            len(rows),
+        )
+        if spec is None or ground is None:
+            return velocity
+        straight = torch.stack([draw(*spec.ahead_vx, n), *(0.1 * draw(-1, 1, 2, n))], 1)
+        chosen = (draw(0, 1, n) < spec.ahead) & ground.rows[rows]
+        return torch.where(chosen.unsqueeze(1), straight, velocity)
 
     def _draw_arms(self, rows: Tensor) -> None:
         """Choose for each between held, swinging and random, and begin there."""
@@ -387,6 +445,12 @@ class Task(VecEnv):
     def _critic_state(self, sensors: Sensors) -> State:
         running = stepping(sensors, self.body)
         return self._state(swing(self.phase, running, self.body.swing_share), running)
+
+
+def yaw_of(quat: Tensor) -> Tensor:
+    """(B,) rad, heading of (B, 4) scalar first."""
+    w, x, y, z = quat.unbind(1)
+    return torch.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
 
 
 def make_mirror(recipe: Recipe, body: Any) -> Mirror:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from robot.config import UserError
+from robot.geomap import SCAN_XY, SCAN_Y
 from robot.model import Robot, compile_model, motor_gains
 
 if TYPE_CHECKING:  # recipe.py holds its rows against the tables here
@@ -35,6 +36,8 @@ class Sensors(NamedTuple):
     command: Tensor  # (B, 4 + A) vx, vy, yaw rate, base height, arm joint targets
     last_action: Tensor  # (B, N)
     phase: Tensor  # (B, 1) share of the gait cycle, [0, 1)
+    height_scan: Tensor  # (B, 187) m, pelvis over the ground around it; robot.geomap.SCAN_XY
+    height_flag: Tensor  # (B, 1) 1 where nobody knows the ground, and the scan means nothing
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,17 @@ def clock(s: Sensors, body: Body) -> Tensor:
     return torch.cat([torch.sin(angle), torch.cos(angle)], 1) * stepping(s, body)
 
 
+def height_scan(s: Sensors, body: Body) -> Tensor:
+    """(B, 187) m by which the ground is below that of a robot of nominal height; 0 if unknown."""
+    below = torch.clamp(s.height_scan - body.nominal_height, min=-1.0, max=1.0)
+    return below * (1 - s.height_flag)
+
+
+def height_flag(s: Sensors, body: Body) -> Tensor:
+    """(B, 1) 1 where nobody knows the ground."""
+    return s.height_flag
+
+
 Signed = tuple[Tensor, Tensor]  # what column to take, its sign
 
 
@@ -171,6 +185,11 @@ def _signs(*signs: float) -> Callable[[Body], Signed]:
 
 def _joints(body: Body) -> Signed:
     return body.mirror
+
+
+def _scan(body: Body) -> Signed:
+    cells = torch.arange(len(SCAN_XY)).view(len(SCAN_Y), -1).flip(0).flatten()
+    return cells, torch.ones(len(SCAN_XY))
 
 
 def _arms(body: Body) -> Signed:
@@ -192,6 +211,8 @@ OBSERVATIONS: dict[str, tuple[Function, Callable[[Body], Signed]]] = {
     "joint_vel": (joint_vel, _joints),
     "last_action": (last_action, _joints),
     "clock": (clock, _signs(-1.0, -1.0)),  # half a cycle later
+    "height_scan": (height_scan, _scan),
+    "height_flag": (height_flag, _signs(1.0)),
 }
 
 

@@ -33,6 +33,7 @@ from rsl_rl.utils import check_nan
 from policies.curves import Row, contact_sheet, draw_curves, write_rows
 from policies.network import EquivariantModel, JointNoise, Reflection, augment
 from policies.recipe import Ppo, Recipe
+from policies.warm_start import warm_start
 from robot.config import UserError
 from robot.log_writer import _commit, cpu_name  # pyright: ignore[reportPrivateUsage]
 from robot.model import Robot, load_robot
@@ -106,9 +107,9 @@ def make_learner(env: VecEnv, ppo: Ppo, device: str = "cpu", ranks: Ranks | None
         sizes = {name: obs[name].shape[1] for name in ("policy", "critic")}
         sizes["action"] = env.num_actions
         mirrors = {name: Reflection(getattr(mirror, name), size) for name, size in sizes.items()}
-    shared = {"activation": ppo.activation, "obs_normalization": ppo.normalise}
-    actor = {"hidden_dims": ppo.actor_hidden, **shared}
-    critic = {"hidden_dims": ppo.critic_hidden, **shared}
+    shared = {"activation": ppo.activation}
+    actor = {"hidden_dims": ppo.actor_hidden, "obs_normalization": ppo.normalise, **shared}
+    critic = {"hidden_dims": ppo.critic_hidden, "obs_normalization": True, **shared}
     noise = {"class_name": JointNoise, "init_std": ppo.init_std}
     if ppo.symmetry == "equivariant":
         for width in (*ppo.actor_hidden, *ppo.critic_hidden):
@@ -196,9 +197,19 @@ class Trainer:
         noise: Any = self.learner.actor.distribution
         noise.std_range = (STD_LEAST, first + (last - first) * done)
 
+    def let_actor_learn(self, yes: bool) -> None:
+        """Hold the actor still while the critic finds out what it is worth, or let it go."""
+        actor = self.learner.actor
+        if yes and not next(actor.parameters()).requires_grad:
+            # Without a change of the actor the rate has climbed to its bound.
+            self.learner.learning_rate = self.ppo.learning_rate
+        for parameter in actor.parameters():
+            parameter.requires_grad_(yes)
+
     def iterate(self) -> Row:
         """Collect, learn; returns what it was like."""
         begin = time.perf_counter()
+        self.let_actor_learn(self.iteration >= self.ppo.critic_first)
         torch.set_num_threads(1)  # also at first: sums depend on it, and a resumed run must not
         log = self._collect()
         collected = time.perf_counter()
@@ -374,6 +385,8 @@ class RunOptions:
     dry_run: bool = False
     """5 iterations of 16 environments"""
     resume: bool = False
+    begin_with: Path | None = None
+    """a policy file whose actor is where learning begins"""
     checkpoint_iterations: int = 50
     checkpoint_minutes: float = 3.0
     evaluate_minutes: float = 5.0
@@ -406,6 +419,8 @@ def train(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Path:
         device=device, total_steps=recipe.total_steps // ranks.world,
     )  # fmt: skip
     trainer = Trainer(env, recipe.ppo, recipe.seed, device, ranks, cores)
+    if options.begin_with is not None and not options.resume:
+        warm_start(trainer.learner.actor, options.begin_with, recipe, robot)
     if options.resume:
         trainer.load(_resumable(out))
     judge = Judge(recipe, robot, cores)
@@ -573,6 +588,7 @@ class Judge:
             env = Task(self.recipe, self.robot, self.envs, NEVER_SEEN, self.threads)
             env.steps = env.total_steps  # the curriculum at its end, whatever the training's
             env.grow()
+            env.spread()
             env.pushed = env.noise = False
             device = next(actor.parameters()).device
             alive, lived, errors = torch.ones(self.envs), 0.0, []

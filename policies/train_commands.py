@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -30,6 +31,8 @@ class Train:
     """of physics and learner; 0: one per core"""
     device: str = "cpu"
     """of the learner: cpu or cuda; physics is always on the CPU"""
+    begin_with: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """a policy file, whose actor is where learning begins"""
     dry_run: bool = False
     """a few iterations in seconds, to see that all works"""
     resume: bool = False
@@ -62,6 +65,7 @@ def train(args: Train) -> int:
     options = RunOptions(
         steps=args.steps, envs=args.envs, seed=args.seed, threads=args.threads,
         device=args.device, dry_run=args.dry_run, resume=args.resume,
+        begin_with=args.begin_with,
     )  # fmt: skip
     print(run(recipe, out, options))
     return 0

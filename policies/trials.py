@@ -29,10 +29,11 @@ from policies.manifest import (
     read_bytes,
 )
 from policies.session import PolicySession
-from robot.messages import VALID_VELOCITY, Mode
+from policies.sight import MappedSight, TrueSight
+from robot.messages import VALID_VELOCITY, Mode, Target
 from robot.model import Robot, load_robot
 from robot.pilot import Pilot
-from robot.runs import NoiseConfig, SimConfig
+from robot.runs import NoiseConfig, SimConfig, TerrainConfig
 from robot.safety import SafetyFilter
 from robot.topics import make_codecs
 
@@ -42,6 +43,7 @@ Velocity = tuple[float, float, float]  # vx, vy (m/s), yaw rate (rad/s)
 HELD_OUT_SEED = 1_000_000_000  # the first; seeds from here on are the judge's, never training's
 CONTROL_HZ = 500
 PERIOD_NS = 1_000_000_000 // CONTROL_HZ
+START_NS = 1_000_000_000  # not 0, which stands for never
 SETTLE_S = 1.0  # at zero command before a trial counts
 CORNER_SPEED = 0.8  # share of the velocity limit with full torque
 PUSH_S = 0.1  # a push is a constant force on the trunk for so long
@@ -50,6 +52,9 @@ FALLEN_TILT = math.radians(60)  # pelvis
 WINDOW_S = 1.0  # velocities are averages over this, about a gait cycle
 AT_LIMIT = 0.01  # rad from the end of a joint's range
 AT_TORQUE = 0.99  # share of a motor's torque
+FLAT = TerrainConfig()
+ABOVE = 50.0  # m, where rays that look for the ground begin
+GROUND_GROUPS = np.array([1, 1, 0, 0, 0, 0], np.uint8)  # geoms of the scene, not of the robot
 
 # What is drawn for each seed: uniform between the two.
 FRICTION = (0.4, 1.0)  # of the soles
@@ -89,6 +94,8 @@ class Trial:
     """kg, half in each hand"""
     delay_ms: float | None = None
     """in place of the drawn delay"""
+    terrain: TerrainConfig = FLAT
+    """the ground, flat where the robot starts"""
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ class World:
     """A robot with drawn properties, standing in the policy's default pose.
 
     Args:
-        trial: its seed draws; payload and delay are its own.
+        trial: its seed draws; payload, delay and terrain are its own.
         robot: joints and limits.
         pose: (N,) rad.
     """
@@ -172,7 +179,9 @@ class World:
         delay_ms = rng.integers(DELAY_TICKS[0], DELAY_TICKS[1] + 1) * PERIOD_NS * 1e-6
         noise = NoiseConfig(**{name: sigma * share for name, sigma in NOISE.items()})
         delay = float(delay_ms) if trial.delay_ms is None else trial.delay_ms
-        config = SimConfig(actuator_delay_ms=delay, corner_speed=CORNER_SPEED, noise=noise)
+        config = SimConfig(
+            actuator_delay_ms=delay, corner_speed=CORNER_SPEED, noise=noise, terrain=trial.terrain
+        )
         self.driver = SimDriver(robot, config, PERIOD_NS, trial.seed)
         model, data = self.driver.model, self.driver.data
         model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON
@@ -196,6 +205,8 @@ class World:
         self.foot_of_geom[geoms] = [feet.index(int(model.geom_bodyid[i])) for i in geoms]
         self.feet, self.ground = feet, model.geom_bodyid == 0
         self.mass = float(model.body_mass.sum())
+        self.uneven = trial.terrain.name != "flat"
+        self._geom = np.zeros(1, np.int32)
 
     def contacts(self) -> NDArray[np.bool_]:
         """(feet,) which feet touch the ground."""
@@ -217,7 +228,22 @@ class World:
         """True if the pelvis is low or tilted."""
         _, x, y, _ = self.driver.data.qpos[3:7].tolist()
         upright = 1.0 - 2.0 * (x * x + y * y) > math.cos(FALLEN_TILT)
-        return not upright or self.driver.data.qpos[2] < FALLEN_HEIGHT
+        return not upright or self.driver.data.qpos[2] - self.ground_below() < FALLEN_HEIGHT
+
+    def ground_below(self) -> float:
+        """Height of the ground under the pelvis, m."""
+        return float(self.heights(self.driver.data.qpos[None, :2])[0]) if self.uneven else 0.0
+
+    def heights(self, xy: FloatArray) -> FloatArray:
+        """(n,) m, height of the ground at (n, 2) m: where rays from above end."""
+        model, data, down = self.driver.model, self.driver.data, np.array([0.0, 0.0, -1.0])
+        eyes = np.column_stack([xy, np.full(len(xy), ABOVE)])
+        # A ray has an origin of its own, which mj_multiRay does not know; 3 us each.
+        far = [
+            mujoco.mj_ray(model, data, eye, down, GROUND_GROUPS, True, -1, self._geom, None)
+            for eye in eyes
+        ]
+        return ABOVE - np.array(far)
 
 
 def hand_bodies(model: mujoco.MjModel, robot: Robot) -> list[int]:
@@ -226,52 +252,90 @@ def hand_bodies(model: mujoco.MjModel, robot: Robot) -> list[int]:
     return sorted(bodies - {int(model.body_parentid[body]) for body in bodies})
 
 
+class Walk:
+    """A policy in a world as the runtime has it: pilot, safety filter, driver.
+
+    A tick is `decide`, then `act`.
+
+    Args:
+        world: with the robot.
+        robot: joints and limits.
+        pilot: with the policy; what it remembers is forgotten.
+        sight: what it sees the ground by, if it does.
+    """
+
+    def __init__(
+        self, world: World, robot: Robot, pilot: Pilot,
+        sight: TrueSight | MappedSight | None = None,
+    ) -> None:  # fmt: skip
+        codecs = make_codecs(robot)
+        self._sight = sight
+        self.world, self.pilot, self._safety = world, pilot, SafetyFilter(robot)
+        self.state, self._cmd = codecs["low_state"].new(), codecs["low_cmd"].new()
+        self.given = codecs["policy_input"].new()
+        self.given.command_valid, self.given.mode = VALID_VELOCITY, Mode.POLICY
+        self._cmd.mode = Mode.POLICY
+        self.decimation = pilot.info.step_ns // PERIOD_NS
+        self.ticks = self.clipped = 0
+        pilot.forget()
+
+    def decide(self, velocity: FloatArray) -> Target | None:
+        """Read the robot; in a policy tick, ask for (3,) m/s, m/s, rad/s and give the answer."""
+        state, given, now_ns = self.state, self.given, START_NS + self.ticks * PERIOD_NS
+        self.world.driver.read(state)
+        state.tick = self.ticks
+        if self._sight and (ground := self._sight.see(state, now_ns)) is not None:
+            self.pilot.look(ground)
+        if self.ticks % self.decimation:
+            return None
+        given.step, given.velocity[:] = self.ticks // self.decimation, velocity
+        given.robot_time_ns = state.robot_time_ns
+        for field in ("joint_pos", "joint_vel", "imu_quat_wxyz", "imu_gyro"):
+            getattr(given, field)[:] = getattr(state, field)
+        return self.pilot.step(given, now_ns)
+
+    def act(self) -> None:
+        """What the pilot said last, bounded, into the motors."""
+        cmd, answer = self._cmd, self.pilot.target
+        for field in ("joint_pos_target", "joint_vel_target", "effort_ff", "stiffness", "damping"):
+            getattr(cmd, field)[:] = getattr(answer, field)
+        self.clipped += self._safety.apply(cmd, self.state) is not None
+        self.world.driver.write(cmd)
+        self.ticks += 1
+
+
 def roll_out(trial: Trial, robot: Robot, pilot: Pilot) -> Recording:
     """Settle, then follow the script to the end or the fall."""
-    pose = np.array(pilot.info.default_joint_pos)
-    world, codecs = World(trial, robot, pose), make_codecs(robot)
-    driver, safety = world.driver, SafetyFilter(robot)
-    state, cmd = codecs["low_state"].new(), codecs["low_cmd"].new()
-    given = codecs["policy_input"].new()
-    given.command_valid, given.mode, cmd.mode = VALID_VELOCITY, Mode.POLICY, Mode.POLICY
-    decimation = pilot.info.step_ns // PERIOD_NS
+    world = World(trial, robot, np.array(pilot.info.default_joint_pos))
+    walk, data = Walk(world, robot, pilot), world.driver.data
     ticks = round((SETTLE_S + trial.seconds) * CONTROL_HZ)
     command = _commands(trial, ticks)
     pushed = round((SETTLE_S + trial.push_at) * CONTROL_HZ)
     released = pushed + round(PUSH_S * CONTROL_HZ)
-    n, asked = robot.num_joints, -(-ticks // decimation)
+    n, asked = robot.num_joints, -(-ticks // walk.decimation)
     qpos, qvel = np.zeros((ticks, FREE_POS + n)), np.zeros((ticks, FREE_VEL + n))
     effort, target = np.zeros((ticks, n)), np.zeros((asked, n))
     feet = np.zeros((asked, len(world.feet), 2))
     contact = np.zeros((asked, len(world.feet)), bool)
-    pilot.forget()
-    clipped, done, fell_at = 0, ticks, None
+    done, fell_at = ticks, None
     for tick in range(ticks):
-        driver.read(state)
-        if tick % decimation == 0:
-            step = tick // decimation
-            given.step, given.velocity[:] = step, command[tick]
-            for field in ("joint_pos", "joint_vel", "imu_quat_wxyz", "imu_gyro"):
-                getattr(given, field)[:] = getattr(state, field)
-            answer = pilot.step(given, tick * PERIOD_NS)
+        if (answer := walk.decide(command[tick])) is not None:
+            step = tick // walk.decimation
             target[step] = answer.joint_pos_target
-            feet[step] = driver.data.xpos[world.feet, :2]
+            feet[step] = data.xpos[world.feet, :2]
             contact[step] = world.contacts()
-        for field in ("joint_pos_target", "joint_vel_target", "effort_ff", "stiffness", "damping"):
-            getattr(cmd, field)[:] = getattr(answer, field)
-        clipped += safety.apply(cmd, state) is not None
         if trial.push_impulse and tick in (pushed, released):
             world.push(trial.push_impulse / PUSH_S if tick == pushed else 0.0, trial.push_angle)
-        driver.write(cmd)
-        qpos[tick], qvel[tick] = driver.data.qpos, driver.data.qvel
-        effort[tick] = driver.data.qfrc_actuator[FREE_VEL:]
+        walk.act()
+        qpos[tick], qvel[tick] = data.qpos, data.qvel
+        effort[tick] = data.qfrc_actuator[FREE_VEL:]
         if world.fallen():
             done, fell_at = tick + 1, (tick + 1) / CONTROL_HZ - SETTLE_S
             break
-    steps = -(-done // decimation)
+    steps = -(-done // walk.decimation)
     return Recording(
         qpos[:done], qvel[:done], effort[:done], target[:steps], feet[:steps], contact[:steps],
-        command, clipped, fell_at,
+        command, walk.clipped, fell_at,
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """Training physics: many simulations of a light model, each with its own body and ground.
 
 Only soles and ground touch: four spheres per foot, and one plane per foot which on rough ground is
-laid anew while the foot swings, so that every step lands a little higher, lower or aslant. It knows
-nothing of rewards or policies.
+laid anew while the foot swings, so that every step lands a little higher, lower or aslant. On
+terrain (ground.py) the planes are its floor, and boxes stand on it. It knows nothing of rewards or
+policies.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mujoco.batch import Batch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from policies.ground import AWAY, SLOTS, Ground
 from policies.terms import Body
 from robot.model import Robot, build_spec
 
@@ -29,13 +31,17 @@ Array = NDArray[np.float64]
 Ids = NDArray[np.int32]  # (n,) sorted rows of simulations
 FREE_POS, FREE_VEL = 7, 6  # the floating base comes first in qpos and qvel
 CONTACT = 0.003  # m of the lowest sphere over the ground that count as contact
+CELL_STEP = 0.006  # m more on terrain, whose heights are those of a cell's middle
 LIFTED = 0.04  # m that a foot must be over the ground before the ground below it changes
+PUSH_ON_TERRAIN = 0.4  # share of a push: whom ground fells already need not be pushed hard
+HEADING = 0.5  # rad off the way that a terrain is made for, at most
 STAGE = mujoco.mjtStage.mjSTAGE_VEL
 # Fields of the model that differ between simulations; the first group needs set_const afterwards.
 INERTIAL = ("body_mass", "body_inertia", "body_ipos", "dof_armature")
 FIELDS = (
     *INERTIAL, "geom_friction", "geom_pos", "geom_quat", "actuator_gainprm", "actuator_biasprm",
 )  # fmt: skip
+BOX_FIELDS = ("geom_size", "geom_rbound")  # with terrain only
 
 
 class World:
@@ -62,7 +68,9 @@ class World:
         self.ctrl: Array = self.batch.bind("ctrl")
         self._geom_xpos: Array = self.batch.bind("geom_xpos")
         self._force: Array = self.batch.bind("actuator_force")
-        self.fields: dict[str, Array] = {name: self.batch.expand(name) for name in FIELDS}
+        terrain = recipe.terrain
+        names = FIELDS if terrain is None else FIELDS + BOX_FIELDS
+        self.fields: dict[str, Array] = {name: self.batch.expand(name) for name in names}
         self.planes = np.array([model.geom(f"ground_{side}").id for side in ("left", "right")])
         self.spheres = np.array([
             model.geom(f"{side}_{i}").id
@@ -77,7 +85,12 @@ class World:
         self.to_slope = torch.linalg.pinv(points - points.mean(0)).T.contiguous()
         self.delay = torch.zeros(num_envs, dtype=torch.long)  # physics steps
         self.encoder = torch.zeros(num_envs, count)  # rad added to joint positions
-        self.rough = torch.arange(num_envs) < round(recipe.sim.rough.share * num_envs)
+        order = torch.arange(num_envs)
+        share = 0.0 if terrain is None else terrain.share
+        on_terrain = order >= num_envs - round(share * num_envs)
+        self.ground = None if terrain is None else Ground(terrain, on_terrain, self.generator)
+        self.boxes = np.array([model.geom(f"box_{i}").id for i in range(SLOTS if terrain else 0)])
+        self.rough = (order < round(recipe.sim.rough.share * num_envs)) & ~on_terrain
         self.rough_level = 1.0
         self.laid = torch.zeros(num_envs, 2, dtype=torch.bool)  # since the foot's last contact
         self.push_speed = torch.zeros(2)  # m/s, rad/s
@@ -85,6 +98,7 @@ class World:
         self.next_push = torch.full((num_envs,), math.inf)  # s
         self._old_ctrl = np.zeros((num_envs, count))
         self._feet = torch.zeros(num_envs, 2, 2)
+        self.stood = torch.zeros(num_envs, 2)  # m, height of the ground each foot stood on last
         self.read()
 
     # --- drawing --------------------------------------------------------------------------------
@@ -130,10 +144,29 @@ class World:
         above = ((centres - ground.unsqueeze(2)) * normal.unsqueeze(2)).sum(3)
         self.soles = (above - self.recipe.sim.feet.radius).float()  # (B, 2, points) m
         self.foot_pos = centres.mean(2).float()  # (B, 2, 3) m
-        self.foot_contact = (self.soles.amin(2) < CONTACT).float()
-        self.ground_height = ground[:, :, 2].mean(1).float()  # (B,)
+        if self.ground is not None:
+            self._read_terrain(self.ground, centres.float())
+        near = CONTACT if self.ground is None else CONTACT + CELL_STEP * self.ground.rows[:, None]
+        self.foot_contact = (self.soles.amin(2) < near).float()
+        below = ground[:, :, 2].float()
+        if self.ground is not None:
+            rows = self.ground.rows[:, None]
+            # By the foot itself: below it there may be an edge, or beside it a step.
+            lowest = centres[..., 2].amin(2).float() - self.recipe.sim.feet.radius
+            self.stood = torch.where(rows & (self.foot_contact > 0), lowest, self.stood)
+            below = torch.where(rows, self.stood, below)
+        self.ground_height = below.mean(1)  # (B,)
         self._feet = self.foot_pos[:, :, :2]
         self.foot_velocity = torch.zeros(self.num_envs, 2, 2)
+
+    def _read_terrain(self, ground: Ground, centres: Tensor) -> None:
+        """Soles over the terrain below each of their points, (B, 2, points, 3) m."""
+        rows = torch.nonzero(ground.rows).flatten()
+        points = centres[rows]
+        under = ground.heights(rows, points[..., :2].flatten(1, 2)).view(points.shape[:3])
+        above = points[..., 2] - under - self.recipe.sim.feet.radius
+        # A point that touches a step from the side may be in the cell of its top.
+        self.soles[rows] = above.clamp(min=-CELL_STEP)
 
     def refresh(self, ids: Ids) -> None:
         """Kinematics of simulations whose state was written."""
@@ -156,6 +189,7 @@ class World:
             values[ids] = _nominal(self.model, name)
         rows = torch.from_numpy(ids).long()
         self.delay[rows], self.encoder[rows], self.laid[rows] = 0, 0.0, False
+        self.stood[rows] = 0
         self._lay_flat(ids)
         self.qvel[ids] = 0
         self.qpos[ids, :FREE_POS] = (0, 0, self.start_height, 1, 0, 0, 0)
@@ -164,6 +198,7 @@ class World:
         for name, params in table.items():
             RANDOMISATION[name](self, ids, level, **params)
         self._old_ctrl[ids] = self.qpos[ids, FREE_POS:]
+        self._lay_boxes(rows)
         if any(name in INERTIAL_TERMS for name in table):
             self.batch.set_const(ids)
         self.refresh(ids)
@@ -179,8 +214,11 @@ class World:
             return
         ids, n = rows.numpy(), len(rows)
         speed, turn = self.push_speed.tolist()
-        self.qvel[ids, :2] += self.uniform(-speed, speed, n, 2).numpy()
-        self.qvel[ids, 3:FREE_VEL] += self.uniform(-turn, turn, n, 3).numpy()
+        share = np.ones((n, 1))
+        if self.ground is not None:
+            share[self.ground.rows[rows].numpy()] = PUSH_ON_TERRAIN
+        self.qvel[ids, :2] += share * self.uniform(-speed, speed, n, 2).numpy()
+        self.qvel[ids, 3:FREE_VEL] += share * self.uniform(-turn, turn, n, 3).numpy()
         low, high = self.push_interval
         self.next_push[rows] = now[rows] + self.uniform(low, high, n)
 
@@ -206,16 +244,48 @@ class World:
         quat /= quat.norm(dim=1, keepdim=True)
         self.fields["geom_quat"][ids, planes] = quat.numpy()
 
+    def lay_boxes(self) -> None:
+        """Terrain nearest to the robots, to a few of them in each step."""
+        if self.ground is not None:
+            self._lay_boxes(self.ground.due())
+
+    def _lay_boxes(self, rows: Tensor) -> None:
+        ground = self.ground
+        if ground is None:
+            return
+        rows = rows[ground.rows[rows]]
+        xy = torch.from_numpy(self.qpos[rows.numpy(), :2]).float()
+        centre, quat, half = ground.nearest(rows, xy)
+        slots = np.ix_(rows.numpy(), self.boxes)
+        self.fields["geom_pos"][slots] = centre.numpy()
+        self.fields["geom_quat"][slots] = quat.numpy()
+        self.fields["geom_size"][slots] = half.numpy()
+        self.fields["geom_rbound"][slots] = half.norm(dim=2).numpy()
+        self.fields["geom_pos"][rows.numpy()[:, None], self.planes, 2] = (
+            ground.floor[ground.terrain[rows]].unsqueeze(1).numpy()
+        )
+
     def _lay_flat(self, ids: Ids) -> None:
         rows = np.ix_(ids, self.planes)
         self.fields["geom_pos"][rows] = 0
         self.fields["geom_quat"][rows] = (1, 0, 0, 0)
 
+    def headings(self, ids: Ids, drawn: Tensor) -> Tensor:
+        """(n,) rad: as drawn, but on terrain within HEADING of the x axis or its opposite."""
+        if self.ground is None:
+            return drawn
+        share = drawn.abs() * (2 / math.pi) - 1  # -1 to 1
+        along = share * HEADING + math.pi * (drawn < 0)
+        return torch.where(self.ground.rows[torch.from_numpy(ids).long()], along, drawn)
+
     # --- resuming ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
         """Everything that the next step depends on."""
-        names = ("delay", "encoder", "laid", "push_speed", "next_push", "foot_velocity", "_feet")
+        names = (
+            "delay", "encoder", "laid", "push_speed", "next_push", "foot_velocity", "_feet",
+            "stood",
+        )  # fmt: skip
         return {
             "generator": self.generator.get_state(),
             "state": torch.from_numpy(self.batch.state.copy()),
@@ -224,6 +294,7 @@ class World:
             "push_interval": self.push_interval,
             "rough_level": self.rough_level,
             "tensors": {name: getattr(self, name).clone() for name in names},
+            "ground": None if self.ground is None else self.ground.state_dict(),
         }
 
     def load_state_dict(self, given: dict) -> None:
@@ -235,6 +306,8 @@ class World:
         self.batch.state[:] = given["state"].numpy()
         self._old_ctrl[:] = given["old_ctrl"].numpy()
         self.push_interval, self.rough_level = tuple(given["push_interval"]), given["rough_level"]
+        if self.ground is not None:
+            self.ground.load_state_dict(given["ground"])
         self.batch.forward(stage=STAGE)
         self.read()
         for name, value in given["tensors"].items():
@@ -329,7 +402,7 @@ def start(w: World, ids: Ids, level: Level, *, joint: float = 0.1, speed: float 
     pos = w.qpos[ids, FREE_POS:] + w.uniform(-joint, joint, n, count).numpy()
     w.qpos[ids, FREE_POS:] = np.clip(pos, low, high)
     lean = w.uniform(-tilt, tilt, n, 2).numpy() / 2
-    turn = w.uniform(-math.pi, math.pi, n).numpy() / 2
+    turn = w.headings(ids, w.uniform(-math.pi, math.pi, n)).numpy() / 2
     cos, sin, x, y = np.cos(turn), np.sin(turn), lean[:, 0], lean[:, 1]
     quat = np.stack([cos, cos * x - sin * y, cos * y + sin * x, sin], 1)  # yaw times a small tilt
     quat /= np.linalg.norm(quat, axis=1, keepdims=True)
@@ -374,6 +447,13 @@ def training_model(recipe: Recipe, robot: Robot, body: Body) -> mujoco.MjModel:
                 pos=point, contype=0, conaffinity=bit, condim=3, priority=1,
                 friction=[0.6, 0.005, 0.0001], mass=0,
             )  # fmt: skip
+    for i in range(SLOTS if recipe.terrain else 0):
+        spec.worldbody.add_geom(
+            name=f"box_{i}", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.01, 0.01, 0.01],
+            pos=[0.1, 0.1, AWAY], quat=[0.99, 0.1, 0.1, 0], contype=3, conaffinity=0,
+        )  # fmt: skip
+    if recipe.terrain:  # midphase knows the boxes as they were compiled, and ours move
+        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE
     spec.option.timestep = sim.physics_dt
     spec.option.solver = mujoco.mjtSolver.mjSOL_PGS
     spec.option.iterations = sim.iterations

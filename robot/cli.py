@@ -261,8 +261,8 @@ def run(args: Run) -> int:
         raise UserError("--no-filter: the safety filter can be switched off in --lockstep only")
     if not config.simulated and args.lockstep:
         raise UserError(f"--lockstep: driver {config.driver!r} is no simulation")
-    if args.lockstep and args.camera not in (None, "none"):
-        raise UserError(f"--camera {args.camera}: not in --lockstep, which runs no camera")
+    if args.lockstep and config.camera.source not in ("none", "sim"):
+        raise UserError(f"--camera {config.camera.source}: in --lockstep only sim or none")
     check_writable(args.json, args.video)
     _check_robot(config)
     if not args.lockstep:

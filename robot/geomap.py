@@ -24,6 +24,7 @@ FloatArray = NDArray[np.float64]
 
 SCAN_X = np.linspace(-0.8, 0.8, 17)  # m ahead of the pelvis, inner
 SCAN_Y = np.linspace(-0.5, 0.5, 11)  # m to its left, outer
+AGE_LIMIT_NS = 200_000_000  # since its newest frame: an older map is not walked by
 SCAN_XY = np.stack(np.meshgrid(SCAN_X, SCAN_Y), axis=-1).reshape(-1, 2)  # (187, 2), mjlab's order
 
 
@@ -167,18 +168,29 @@ class GeoMap:
             cells are guessed from their neighbours, with a deviation that says so, and are as old
             as the map.
         """
-        spec, n = self.spec, self.spec.cells
         pos = self.base_pos if base_pos is None else np.asarray(base_pos, np.float64)
-        yaw = self.heading if heading is None else heading
-        cos, sin = math.cos(yaw), math.sin(yaw)
-        xy = SCAN_XY @ np.array([[cos, sin], [-sin, cos]]) + pos[:2]
-        at = np.floor(xy / spec.cell).astype(np.int64) - self.corner
-        np.clip(at, 0, n - 1, out=at)
+        i, j = self._cells(pos, self.heading if heading is None else heading)
         height, variance = self._filled()
-        i, j = at[:, 0], at[:, 1]
         seen = np.where(np.isfinite(self.variance[i, j]), self.seen_s[i, j], self.started_s)
         age = np.maximum(now_ns * 1e-9 - seen, 0.0)
         return pos[2] - height[i, j], np.sqrt(variance[i, j] + _roughness(height, i, j)), age
+
+    def beneath(self, base_pos: FloatArray, heading: float) -> tuple[FloatArray, FloatArray]:
+        """What was really measured of the 187 cells around a pose: nothing is guessed.
+
+        Returns:
+            (187,) heights in the odometry frame (m) and variances (m^2), infinite where never seen.
+        """
+        i, j = self._cells(base_pos, heading)
+        return self.height[i, j], self.variance[i, j]
+
+    def _cells(self, pos: FloatArray, yaw: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """(187,) rows and columns of the grid that the scan at a pose is read from."""
+        cos, sin = math.cos(yaw), math.sin(yaw)
+        xy = SCAN_XY @ np.array([[cos, sin], [-sin, cos]]) + pos[:2]
+        at = np.floor(xy / self.spec.cell).astype(np.int64) - self.corner
+        np.clip(at, 0, self.spec.cells - 1, out=at)
+        return at[:, 0], at[:, 1]
 
     def _move(self, base_pos: FloatArray, heading: float, now_ns: int) -> None:
         """Follow the robot; what falls off the edge is forgotten, what was travelled blurs."""

@@ -101,6 +101,18 @@ class LogExport:
     """lerobot: every mode counts, not only POLICY and HOLD"""
 
 
+@dataclass(frozen=True)
+class LogLabel:
+    """Say from a log with frames what the ground was, and how far the online map was off it."""
+
+    log: tyro.conf.Positional[str] = LAST
+    """a log's folder, its name, one of its files, or "last" for the newest"""
+    out: Path | None = None
+    """the labels, as arrays for NumPy; default: labels.npz beside the log's files"""
+    json: bool = False
+    """as JSON"""
+
+
 LogCommand = (
     Annotated[LogList, tyro.conf.subcommand("list")]
     | Annotated[LogInfo, tyro.conf.subcommand("info")]
@@ -108,12 +120,13 @@ LogCommand = (
     | Annotated[LogCat, tyro.conf.subcommand("cat")]
     | Annotated[LogPlot, tyro.conf.subcommand("plot")]
     | Annotated[LogExport, tyro.conf.subcommand("export")]
+    | Annotated[LogLabel, tyro.conf.subcommand("label")]
 )
 
 
 @dataclass(frozen=True)
 class LogTool:
-    """List, show, repair, print, plot and export logs."""
+    """List, show, repair, print, plot, export and label logs."""
 
     action: LogCommand = field()
 
@@ -254,6 +267,29 @@ def log_export(args: LogExport) -> int:
     return 0
 
 
+def log_label(args: LogLabel) -> int:
+    """`plexus log label`."""
+    from robot.log import Log
+    from sim2real.hindsight import LABELS, Hindsight, write
+    from sim2real.hindsight_figures import figures, show
+    from sim2real.replay import setup_of
+
+    check_writable(args.out)
+    opened = Log(find_log(args.log))
+    with tempfile.TemporaryDirectory(prefix="plexus-") as folder:
+        hindsight = Hindsight(opened, *setup_of(opened, Path(folder)))
+    labels = hindsight.label()
+    beside = opened.path if opened.path.is_dir() else opened.path.parent
+    path = write(labels, hindsight.maps.records, args.out or beside / LABELS)
+    found = figures(labels, hindsight.maps.records)
+    if args.json:
+        print(json.dumps(found | {"labels": str(path)}))
+        return 0
+    show(found, labels)
+    print(path)
+    return 0
+
+
 # --- plexus replay ------------------------------------------------------------------------------
 
 
@@ -335,5 +371,5 @@ LEVELS: dict[str, Level] = {
 
 RUNNERS: dict[type, Any] = {
     LogTool: log, LogList: log_list, LogInfo: log_info, LogRecover: log_recover, LogCat: log_cat,
-    LogPlot: log_plot, LogExport: log_export, Replay: replay,
+    LogPlot: log_plot, LogExport: log_export, LogLabel: log_label, Replay: replay,
 }  # fmt: skip

@@ -488,6 +488,8 @@ class Target(Message):
     policy_id = Scalar("uint64", "policy that answered")
     episode = Scalar("uint64", "echo of the input")
     step = Scalar("uint64", "echo of the input")
+    map_instance = Scalar("uint64", "height_map consumed: its publisher's instance, 0 for none")
+    map_seq = Scalar("uint64", "height_map consumed")
     joint_pos_target = Array("float64", "joints", "position targets", "rad")
     joint_vel_target = Array("float64", "joints", "velocity targets", "rad/s")
     effort_ff = Array("float64", "joints", "feed-forward torques", "N m")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from robot.calibration import Calibration, check_pinhole
 from robot.config import UserError
 from robot.estimator import Estimator
-from robot.geomap import GeoMap
+from robot.geomap import AGE_LIMIT_NS, GeoMap
 from robot.messages import Codec, DepthKind, Encoding, Frame, FrameFault, HeightMap, LowState
 from robot.model import Robot, compile_model
 from robot.raycast import OWN_GROUPS, DepthRays
@@ -27,12 +27,14 @@ FloatArray = NDArray[np.float64]
 
 STATE_TICKS = 5  # every so many control ticks a state is looked at: 100 per second
 MEMORY_NS = 500_000_000  # of states; a frame from before is late
-AGE_LIMIT_NS = 200_000_000  # of the newest frame in the map, times the timing factor
 STD_LIMIT = 0.12  # m, mean over the cells
 CONTACT_LIMIT = 0.06  # m between map and sole at a footfall
 CONTACT_NS = 2_000_000_000  # so long a footfall that disagreed counts
 STANDS, LIFTED = 0.3, 0.1  # shares of the odometry that a foot carries
 BLACK = 0.02  # share of the pixels that must have depth
+# rad, mean over the joints between two exposures: a camera that moved so much and shows the very
+# same picture is stuck, though it counts on. Noise of encoders stays below it, a step does not.
+MOVED = 0.01
 MARGIN = 2  # pixels around the robot's own shapes that are not believed either: edges grow
 GATE = (
     ("nothing", "no frame is in the map yet"),
@@ -106,6 +108,8 @@ class Perception:
         self._states = 0
         self._standing = [False, False]
         self._t_mid_ns = 0
+        self._picture = np.zeros(0, np.uint16), np.zeros(0)  # the newest, and joints at its time
+        self._stuck = False
         self._disagreed_ns = -CONTACT_NS
         self.out.contact_error = np.nan
 
@@ -194,7 +198,19 @@ class Perception:
             return FrameFault.LATE
         if np.count_nonzero(self._steps(frame)) < BLACK * file.width * file.height:
             return FrameFault.BLACK
+        if self._is_stuck(frame):
+            return FrameFault.FROZEN
         return FrameFault.NONE
+
+    def _is_stuck(self, frame: Frame) -> bool:
+        """The same picture as before, though the robot has moved."""
+        before, joints = self._picture
+        if not np.array_equal(self._steps(frame), before):
+            self._stuck = False
+        elif not self._stuck:  # once it was, passing by the old pose frees nobody
+            moved = between(self._moments, frame.t_mid_ns).joint_pos - joints
+            self._stuck = float(np.abs(moved).mean()) > MOVED
+        return self._stuck
 
     def _steps(self, frame: Frame) -> NDArray[np.uint16]:
         """(height, width) depth in steps of depth_scale_m."""
@@ -216,6 +232,7 @@ class Perception:
             at.quat_wxyz, at.base_pos, frame.t_mid_ns,
         )  # fmt: skip
         self._t_mid_ns = frame.t_mid_ns
+        self._picture = steps.copy(), at.joint_pos
 
     # --- the map ------------------------------------------------------------------------------
 

@@ -21,10 +21,12 @@ from robot import clock, snapshot
 from robot.bus import Publisher, Subscriber
 from robot.config import UserError
 from robot.estimator import Estimator
+from robot.geomap import AGE_LIMIT_NS, GeoMapSpec
 from robot.messages import (
     VALID_ARMS,
     VALID_HEIGHT,
     Codec,
+    HeightMap,
     Odometry,
     PolicyInfo,
     PolicyInput,
@@ -48,11 +50,13 @@ class Pilot:
         policy: the checked policy file.
         session: runs it.
         codecs: topic name to layout.
+        timing_factor: multiplies the age that a height map may have.
     """
 
     def __init__(
-        self, robot: Robot, policy: PolicyFile, session: PolicySession, codecs: dict[str, Codec]
-    ) -> None:
+        self, robot: Robot, policy: PolicyFile, session: PolicySession, codecs: dict[str, Codec],
+        timing_factor: float = 1.0,
+    ) -> None:  # fmt: skip
         self.policy_id, self.session = policy.policy_id, session
         manifest = policy.manifest
         order = {name: i for i, name in enumerate(robot.joint_names)}
@@ -63,6 +67,10 @@ class Pilot:
         self._quat, self._gyro = inputs["imu_quat_wxyz"][0], inputs["imu_gyro"][0]
         self._command = inputs["command"][0]
         self._base_lin_vel = inputs["base_lin_vel"][0]
+        self._scan, self._flag = inputs["height_scan"][0], inputs["height_flag"][0]
+        self._scan[:], self._flag[:] = GeoMapSpec.pelvis_height, 1.0
+        self._age_limit_ns = round(AGE_LIMIT_NS * timing_factor)
+        self._map, self._map_expires_ns = (0, 0), -1  # instance, seq; when it is too old
         self.estimator = Estimator(robot)
         self._default = default_command(manifest)  # (4 + A,)
         self.episode, self.steps = -1, 0
@@ -89,6 +97,13 @@ class Pilot:
         info.base_height_range[:] = ranges.base_height or (0.0, 0.0)
         info.default_joint_pos[:] = pose
 
+    def look(self, ground: HeightMap) -> None:
+        """Take in a height map; steps see it until another comes, or it is too old."""
+        self._map = ground.instance, ground.seq
+        trusted = ground.gate == 0
+        self._map_expires_ns = ground.t_mid_ns + self._age_limit_ns if trusted else -1
+        self._scan[:] = ground.height  # flat, where it is not trusted
+
     def step(self, given: PolicyInput, now_ns: int) -> Target:
         """Run the policy once; a new episode, or step 0, starts from the initial carry."""
         session, out = self.session, self.target
@@ -104,11 +119,14 @@ class Pilot:
         if session.reads_base_lin_vel:
             self._estimate(given)
             self._base_lin_vel[:] = self.estimator.velocity_b
+        self._flag[0] = now_ns > self._map_expires_ns
         session.run()
         self.steps += 1
         out.joint_pos_target[self._driven] = session.joint_pos_target
         # In the order of Target's scalars.
-        out.set_scalars(now_ns, given.instance, given.seq, self.policy_id, episode, step)
+        out.set_scalars(
+            now_ns, given.instance, given.seq, self.policy_id, episode, step, *self._map
+        )
         return out
 
     def locate(self, given: PolicyInput, now_ns: int) -> Odometry:
@@ -160,9 +178,15 @@ class Pilot:
         self.session.first = first
 
     def forget(self) -> None:
-        """Be as a new pilot is: the next step begins an episode."""
+        """Be as a new pilot is: the next step begins an episode, and no ground was seen."""
         self.episode, self.steps = -1, 0
+        self.blindfold()
         self.estimator.reset()
+
+    def blindfold(self) -> None:
+        """Forget what the ground looks like."""
+        self._map, self._map_expires_ns = (0, 0), -1
+        self._scan[:] = GeoMapSpec.pelvis_height
 
     def _memory(self, carry: dict[str, np.ndarray]) -> snapshot.Memory:
         return snapshot.Memory(
@@ -220,7 +244,7 @@ def load_pilot(run: RunConfig, robot: Robot) -> Pilot:
     check_policy(policy, robot, control_hz=run.control_hz)
     session = PolicySession(policy, run.provider, allow_fallback=run.simulated)
     verify_golden(session, policy.manifest)
-    return Pilot(robot, policy, session, make_codecs(robot))
+    return Pilot(robot, policy, session, make_codecs(robot), run.timing_factor)
 
 
 def main(node: Node) -> None:
@@ -228,7 +252,11 @@ def main(node: Node) -> None:
     pilot = load_pilot(node.config, node.robot)
     if pilot.session.fallback:
         node.say(pilot.session.fallback)
+    sees = pilot.session.reads_height_scan
+    if sees and node.config.camera.source == "none":
+        node.say("the policy can see the ground, and there is no camera: it walks blind")
     inputs = Subscriber(node.context, node.directory, node.pick("policy_input"))
+    maps = Subscriber(node.context, node.directory, node.pick("height_map")) if sees else None
     targets = Publisher(node.context, node.directory, "target", node.codecs["target"])
     places = Publisher(node.context, node.directory, "odometry", node.codecs["odometry"])
     infos = Publisher(node.context, node.directory, "policy_info", node.codecs["policy_info"])
@@ -241,6 +269,8 @@ def main(node: Node) -> None:
         given = inputs.newest()
         now = clock.now_ns()
         if isinstance(given, PolicyInput):
+            if maps is not None and isinstance(ground := maps.newest(), HeightMap):
+                pilot.look(ground)
             targets.send(pilot.step(given, now), now)
             places.send(pilot.locate(given, now), now)
             if state := pilot.remember(now):

@@ -15,7 +15,16 @@ from rich.live import Live
 
 from robot import clock
 from robot.bus import Publisher, Subscriber
-from robot.messages import Health, Message, PolicyInfo, RecorderStatus, Status, Timing, Truth
+from robot.messages import (
+    Health,
+    HeightMap,
+    Message,
+    PolicyInfo,
+    RecorderStatus,
+    Status,
+    Timing,
+    Truth,
+)
 from robot.node import CONSOLE_FILE, Node
 from robot.remote import Remote
 from robot.teleop import KEYS, ArmSwing, Key, Teleop
@@ -73,7 +82,9 @@ def main(node: Node) -> None:
     operators = [(teleop, Sender(node, source))]
     if run.driver == "unitree":
         operators.append((Remote(node.codecs), Sender(node, "remote")))
-    heard = node.pick("status", "truth", "timing", "policy_info", "recorder", "health")
+    heard = node.pick(
+        "status", "truth", "timing", "policy_info", "recorder", "health", "height_map"
+    )
     subscriber = Subscriber(node.context, node.directory, heard)
     view = View(teleop, run, node.directory / CONSOLE_FILE)
     node.ready()
@@ -129,7 +140,7 @@ def loop(
                 truth = message.copy()
             elif isinstance(message, Health):
                 hear_remote(operators[1:], message)
-            elif isinstance(message, Timing | PolicyInfo | RecorderStatus):
+            elif isinstance(message, Timing | PolicyInfo | RecorderStatus | HeightMap):
                 view.hear(message.copy())
         now = clock.now_ns()
         if keyboard:

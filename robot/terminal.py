@@ -11,8 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from robot.clock import Pace
-from robot.messages import Message, Mode, PolicyInfo, RecorderStatus, Status, Timing, Truth
+from robot.messages import (
+    FrameFault,
+    HeightMap,
+    Message,
+    Mode,
+    PolicyInfo,
+    RecorderStatus,
+    Status,
+    Timing,
+    Truth,
+)
 from robot.modes import NO_CAUSE, fault_names
+from robot.perception import gate_names
 from robot.runs import RunConfig
 from robot.teleop import KEYS, Teleop
 from robot.topics import SOURCES
@@ -30,6 +41,8 @@ WHAT = {
     Mode.ESTOP: "damping; r resets, then g goes",
 }  # fmt: skip
 
+SILENT_NS = 1_000_000_000  # perception speaks also when the camera does not
+
 
 class View:
     """Turns the newest messages into a table.
@@ -45,14 +58,17 @@ class View:
         self._timing: Timing | None = None
         self._info: PolicyInfo | None = None
         self._recorder: RecorderStatus | None = None
+        self._map: HeightMap | None = None
         self._ticks = Pace()
 
     def hear(self, message: Message) -> None:
-        """Remember timing, what the pilot has loaded, how the log is doing."""
+        """Remember timing, what the pilot has loaded, what is seen, how the log is doing."""
         if isinstance(message, PolicyInfo):
             self._info = message
         elif isinstance(message, RecorderStatus):
             self._recorder = message
+        elif isinstance(message, HeightMap):
+            self._map = message
         elif isinstance(message, Timing):
             self._ticks.read(message.stamp_ns, int(message.executed_ticks))
             self._timing = message
@@ -87,6 +103,8 @@ class View:
             f"command {_age(status.command_age_ms)}"
         )))  # fmt: skip
         rows += self._timing_rows(status)
+        if self.run.camera.source != "none":
+            rows.append(("eyes", self._eyes(now_ns)))
         if self.run.log.enabled:
             rows.append(("log", self._log()))
         if truth is not None:
@@ -104,6 +122,19 @@ class View:
         if self._info is None:
             return f"{self.run.policy.name}: no word from the pilot"
         return f"{self._info.name} on {self._info.provider}"
+
+    def _eyes(self, now_ns: int) -> Text:
+        """Whether the map is trusted, else why not; and which pictures were dropped."""
+        told = self._map
+        if told is None or now_ns - told.now_ns > SILENT_NS:
+            return Text("no word from perception", "bold red")
+        counts = zip(FrameFault, told.refused.tolist(), strict=True)
+        dropped = [f"{count} {fault.name.lower()}" for fault, count in counts if count]
+        end = f"; dropped {', '.join(dropped)}" if dropped else ""
+        if gate := gate_names(int(told.gate)):
+            return Text(f"flat ground is assumed: {', '.join(gate)}{end}", "bold yellow")
+        sure = f"within {200 * told.mean_std:.0f} cm, picture {_age(told.age_ms)} old"
+        return Text(f"the ground is known {sure}{end}", "yellow" if dropped else "")
 
     def _log(self) -> Text:
         told = self._recorder

@@ -28,6 +28,7 @@ START = 1.0  # m, half the edge of the flat square around the origin
 REACH = 10.0  # m from the origin to where flat ground begins again
 SIDE = 10.0  # m to either side of the x axis, of what is the same for all y
 FIELD = (8.0, 3.0)  # m from the origin in x and y, of what is strewn about
+LAP = 0.2  # m that a box reaches under a higher one beside it
 DEPTH = 1.0  # m, of gaps and between stones
 BEYOND = 30.0  # m, length of what ends a terrain
 
@@ -54,6 +55,25 @@ class Box:
         """(3,) m."""
         return np.array(self.top) - 0.5 * self.size[2] * self.rotation()[:, 2]
 
+    def reach(self) -> FloatArray:
+        """(2,) m from the centre along the world's x and y, within which all of it is."""
+        return np.abs(self.rotation()[:2]) @ (0.5 * np.array(self.size))
+
+    def heights(self, xy: FloatArray) -> FloatArray:
+        """(...) m, where a vertical line at (..., 2) m enters from above; -inf where it misses."""
+        rotation, half = self.rotation(), 0.5 * np.array(self.size)
+        centre = self.centre()
+        away = (xy - centre[:2]) @ rotation[:2]  # (..., 3) in the box, of the point at its height
+        down = rotation[2]  # (3,) in the box, per metre upwards
+        # Slabs: heights above the centre between which the line is inside each pair of faces.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ends = np.stack([(-half - away) / down, (half - away) / down])
+        level = np.abs(down) < 1e-12
+        inside = np.abs(away) <= half
+        low = np.where(level, np.where(inside, -np.inf, np.inf), ends.min(axis=0)).max(axis=-1)
+        high = np.where(level, np.where(inside, np.inf, -np.inf), ends.max(axis=0)).min(axis=-1)
+        return np.where(low <= high, centre[2] + high, -np.inf)
+
 
 @dataclass(frozen=True)
 class Terrain:
@@ -75,27 +95,12 @@ class Terrain:
         points = np.asarray(xy, np.float64)
         out = np.full(points.shape[:-1], self.floor)
         for box in self.boxes:
-            np.maximum(out, _top_of(box, points), out=out)
+            near = (np.abs(points - box.centre()[:2]) <= box.reach()).all(axis=-1)
+            out[near] = np.maximum(out[near], box.heights(points[near]))
         return out
 
 
 FLAT = Terrain(())
-
-
-def _top_of(box: Box, xy: FloatArray) -> FloatArray:
-    """(...) m, where a vertical line enters the box from above; -inf where it misses."""
-    rotation, half = box.rotation(), 0.5 * np.array(box.size)
-    centre = box.centre()
-    away = (xy - centre[:2]) @ rotation[:2]  # (..., 3) in the box, of the point at centre height
-    down = rotation[2]  # (3,) in the box, per metre upwards
-    # Slabs: heights above the centre between which the line is inside each pair of faces.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ends = np.stack([(-half - away) / down, (half - away) / down])
-    level = np.abs(down) < 1e-12
-    inside = np.abs(away) <= half
-    low = np.where(level, np.where(inside, -np.inf, np.inf), ends.min(axis=0)).max(axis=-1)
-    high = np.where(level, np.where(inside, np.inf, -np.inf), ends.max(axis=0)).min(axis=-1)
-    return np.where(low <= high, centre[2] + high, -np.inf)
 
 
 # --- families -----------------------------------------------------------------------------------
@@ -105,6 +110,7 @@ def _flat(rng: Generator, size: float) -> Terrain:
     return FLAT
 
 
+Row = tuple[float, float, float, float]  # m: x and z of begin and end
 Part = tuple[float, float, float]  # m: length along x, step up where it begins, rise over it
 
 
@@ -166,17 +172,34 @@ def _flight(rng: Generator, rise: float) -> list[Part]:
 def _profile(unit: Callable[[], list[Part]]) -> Terrain:
     """One unit after another, the same for all y and on both sides of the start."""
     x, z = START, 0.0
-    rows: list[tuple[float, float, float, float]] = []  # x and z of begin and end
+    rows: list[Row] = []
     while x < REACH:
         for length, step, rise in unit():
             rows.append((x, z + step, x + length, z + step + rise))
             x, z = x + length, z + step + rise
     rows.append((x, z, x + BEYOND, z))
     floor = min(0.0, *(min(z0, z1) for _, z0, _, z1 in rows)) - 0.5 * DEPTH
-    boxes = [_bar(-START, 0.0, START, 0.0, floor)]
-    for x0, z0, x1, z1 in rows:
+    rows = _lapped([(0.0, 0.0, START, 0.0), *rows])
+    boxes = [_bar(-rows[0][2], 0.0, rows[0][2], 0.0, floor)]
+    for x0, z0, x1, z1 in rows[1:]:
         boxes += [_bar(x0, z0, x1, z1, floor), _bar(-x1, z1, -x0, z0, floor)]
     return Terrain(tuple(boxes), floor)
+
+
+def _lapped(rows: list[Row]) -> list[Row]:
+    """Level rows reach a little under neighbours that are higher.
+
+    Where two boxes only meet, a foot pressed into the seam is pushed sideways by both, and sinks.
+    """
+    out = []
+    for at, (x0, z0, x1, z1) in enumerate(rows):
+        if z0 == z1:
+            if at > 0 and min(rows[at - 1][1::2]) >= z0 < max(rows[at - 1][1::2]):
+                x0 -= LAP
+            if at + 1 < len(rows) and min(rows[at + 1][1::2]) >= z0 < max(rows[at + 1][1::2]):
+                x1 += LAP
+        out.append((x0, z0, x1, z1))
+    return out
 
 
 def _bar(x0: float, z0: float, x1: float, z1: float, floor: float) -> Box:
@@ -263,7 +286,7 @@ def _outside_start(boxes: list[Box]) -> tuple[Box, ...]:
     """Those that leave the start free, corners included."""
     edge = np.linspace(-START, START, 41)
     start = np.stack(np.meshgrid(edge, edge), axis=-1)
-    return tuple(box for box in boxes if not np.isfinite(_top_of(box, start)).any())
+    return tuple(box for box in boxes if not np.isfinite(box.heights(start)).any())
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,21 @@ from drivers.driver import Driver
 from robot.bus import Inbox, Outbox
 from robot.control import Control, tick
 from robot.log_writer import LogWriter
-from robot.messages import Codec, Message, Mode, PolicyInput, Status, Target, Truth
+from robot.messages import (
+    Codec,
+    Frame,
+    LowState,
+    Message,
+    Mode,
+    PolicyInput,
+    Status,
+    Target,
+    Truth,
+)
 from robot.model import Robot, load_robot
 from robot.runs import RunConfig, softened
+from robot.stepped_eyes import TOPIC as FRAMES
+from robot.stepped_eyes import SteppedEyes
 from robot.summary import Summary, keep
 from robot.teleop import ArmSwing, Teleop
 from robot.topics import OPERATOR_TOPICS, make_codecs
@@ -60,7 +72,7 @@ class Lockstep:
     Args:
         run: the run's configuration.
         pilot: has `step(policy_input, now_ns) -> Target`, `locate`, `remember` and `info` as
-            robot.pilot.Pilot does; None: no policy.
+            robot.pilot.Pilot does, and with a camera `session` and `look`; None: no policy.
         velocity: (vx, vy, yaw rate) that the operator commands all the time.
         driver: another driver than the run's (tests).
     """
@@ -100,6 +112,11 @@ class Lockstep:
         self._others = Inbox([self.codecs[topic] for topic in others], BUFFERS)
         self._targets = Inbox([self.codecs["target"]], BUFFERS + self.options.target_delay_ticks)
         self._inputs = Inbox([self.codecs["policy_input"]])
+        self.eyes: SteppedEyes | None = None
+        if run.camera.source == "sim":
+            self._frames = Inbox([self.codecs[FRAMES]], BUFFERS)
+            self.eyes = SteppedEyes(run, self.robot, self.codecs, self.send, self._arriving)
+        self._sees = self.eyes and pilot is not None and pilot.session.reads_height_scan
         self._heard: list[Message] = []
         self._waiting: deque[tuple[int, Message]] = deque()  # (tick that it arrives in, target)
         self._newest_target: Target | None = None
@@ -130,6 +147,8 @@ class Lockstep:
         """Number, hash and deliver; a policy_input runs the pilot at once."""
         seq = self._outboxes[topic].stamp(message, stamp_ns)
         self._keep(topic, message)
+        if self.eyes and isinstance(message, Truth | LowState):
+            self.eyes.hear(message)
         if topic == "policy_input" and self.pilot is not None and self.pilot_alive:
             self._run_pilot(message)
         elif topic == "status":
@@ -167,6 +186,8 @@ class Lockstep:
             for topic, message, again in self.teleop.step(self._status, self._truth, now):
                 self._post(topic, message, again)
         tick(self.control, self.driver, self, lambda: now)
+        if self.eyes and (ground := self.eyes.step(now)) is not None and self._sees:
+            self.pilot.look(ground)  # type: ignore[union-attr]  # without a pilot nobody sees
         self.ticks += 1
         self.now_ns += self._period_ns
         if self.options.log and self.ticks % self._flush_ticks == 0:
@@ -207,6 +228,12 @@ class Lockstep:
                     self.send("odometry", odometry, self.now_ns)
                 if state := self.pilot.remember(self.now_ns):
                     self.send("pilot_state", state, self.now_ns)
+
+    def _arriving(self, frame: Frame) -> list[Frame]:
+        """What reaches perception of a picture; a tap may have lost or spoiled it."""
+        raw = self._tapped(FRAMES, bytes(frame.payload))
+        heard = [self._frames.accept(memoryview(data), len(data)) for data in raw]
+        return [message for message in heard if isinstance(message, Frame)]
 
     def _post(self, topic: str, message: Message, again: bool = False) -> None:
         if not again:

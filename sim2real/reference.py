@@ -18,7 +18,7 @@ from robot.messages import Message, Odometry, PolicyInput, Target
 from robot.model import load_robot
 from robot.pilot import Pilot, load_pilot
 from robot.topics import TOPIC
-from sim2real.replay import CONTROL_OUTPUTS, ControlReplay, LoggedRun, Rows, replay, setup_of
+from sim2real.replay import CONTROL_OUTPUTS, ControlReplay, LoggedRun, Maps, Rows, replay, setup_of
 
 REPLACED = (*CONTROL_OUTPUTS, "target", "odometry")
 DROPPED = ("pilot_state",)  # of a policy that remembered something else
@@ -31,12 +31,13 @@ class PilotBeside:
         pilot: freshly loaded.
         targets: the log's, which say what was answered when.
         asked: today's policy inputs by (instance, seq); filled while control runs.
+        maps: of the log, which hang on nothing that is run again here.
     """
 
     def __init__(
-        self, pilot: Pilot, targets: Rows, asked: dict[tuple[int, int], PolicyInput]
+        self, pilot: Pilot, targets: Rows, asked: dict[tuple[int, int], PolicyInput], maps: Maps
     ) -> None:
-        self.pilot, self.targets, self.asked = pilot, targets, asked
+        self.pilot, self.targets, self.asked, self.maps = pilot, targets, asked, maps
         self.answers: list[Target] = []
         self.places: list[Odometry] = []  # each with its answer
 
@@ -46,6 +47,7 @@ class PilotBeside:
             record = self.targets.records[len(self.answers)]
             given = self.asked[int(record["input_instance"]), int(record["input_seq"])]
             now_ns = int(record["now_ns"])
+            self.maps.show(self.pilot, record)
             stamp = int(record["instance"]), int(record["seq"]), int(record["stamp_ns"])
             for message, done in (
                 (self.pilot.step(given, now_ns), self.answers),
@@ -102,7 +104,9 @@ def accept(
         asked: dict[tuple[int, int], PolicyInput] = {}
         if len(control.topics["target"]):
             pilot = load_pilot(run, control.robot)
-            logged.beside = PilotBeside(pilot, control.topics["target"], asked)
+            logged.beside = PilotBeside(
+                pilot, control.topics["target"], asked, Maps(log, control.codecs["height_map"])
+            )
         today = _run(control, logged, asked)
         if logged.beside:
             logged.beside.answer(len(control.topics["target"]) - 1)

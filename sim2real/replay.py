@@ -8,6 +8,7 @@ whose input the log lacks is *incomplete*, not *different*; the next snapshot go
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -562,6 +563,35 @@ class ControlReplay:
 # --- pilot --------------------------------------------------------------------------------------
 
 
+class Maps:
+    """The height maps of a log, to be shown to pilots.
+
+    Args:
+        log: where from; one without maps is fine.
+        codec: of height_map.
+    """
+
+    def __init__(self, log: Log, codec: Codec) -> None:
+        self.rows = Rows(log, "height_map", codec)
+        names = zip(self.rows.instances, self.rows.seqs, strict=True)
+        self._row_of = {name: row for row, name in enumerate(names)}
+
+    def show(self, pilot: Pilot, target: Any) -> bool:
+        """Let a pilot see what was seen for a record of `target`; False: the log lacks that map."""
+        name = int(target["map_instance"]), int(target["map_seq"])
+        if name == (0, 0):
+            pilot.blindfold()
+        elif name in self._row_of:
+            pilot.look(self.rows.message(self._row_of[name]))
+        return name == (0, 0) or name in self._row_of
+
+    def show_newest(self, pilot: Pilot, now_ns: int) -> None:
+        """Let a pilot see the newest map of a time, as one would that has not run in the log."""
+        row = bisect_right(self.rows.stamps, now_ns) - 1
+        if row >= 0:
+            pilot.look(self.rows.message(row))
+
+
 class PilotReplay:
     """Runs the policy again over the inputs that each target names.
 
@@ -583,6 +613,7 @@ class PilotReplay:
         self.targets, self.inputs, self.states, self.places = (
             Rows(log, n, codecs[n]) for n in names
         )
+        self.maps = Maps(log, codecs["height_map"])
         self.result = StageResult("pilot")
         self.offset_ns = int(log.metadata.get("clock_offset_ns", 0)) - log.start_ns
         if run.policy is None and policy is None:
@@ -631,6 +662,9 @@ class PilotReplay:
                 synced = synced or given.step == 0 or given.episode != self.pilot.episode
                 if not synced:
                     result.skip("what the policy remembered is lost")
+                elif not all(self.maps.show(pilot, records[row]) for pilot in self._pilots()):
+                    result.skip("the height_map it saw is lost")
+                    synced, placed = False, not place_of
                 else:
                     self._step(comparer, row, given, times[row])
                     place = self.pilot.locate(given, times[row])
@@ -659,10 +693,12 @@ class PilotReplay:
     def _seconds(self, now_ns: int) -> float:
         return (now_ns + self.offset_ns) * 1e-9
 
+    def _pilots(self) -> list[Pilot]:
+        return [self.pilot] if self.own is None else [self.pilot, self.own]
+
     def _each(self, action: Callable[[Pilot], object]) -> None:
-        for pilot in (self.pilot, self.own):
-            if pilot is not None:
-                action(pilot)
+        for pilot in self._pilots():
+            action(pilot)
 
     def _step(self, comparer: Comparer, row: int, given: PolicyInput, now_ns: int) -> None:
         had = self.result.first

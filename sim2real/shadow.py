@@ -20,7 +20,7 @@ from robot.modes import WALKING
 from robot.pilot import Pilot, load_pilot
 from robot.topics import make_codecs
 from sim2real.motion import other_machine
-from sim2real.replay import Rows, setup_of
+from sim2real.replay import Maps, Rows, setup_of
 
 NOTICEABLE = 0.1  # rad
 WORST = 10  # moments told
@@ -46,6 +46,7 @@ class Answers:
     def __init__(self, log: Log, codecs: dict[str, Any]) -> None:
         self.targets = Rows(log, "target", codecs["target"])
         self.inputs = Rows(log, "policy_input", codecs["policy_input"])
+        self.maps = Maps(log, codecs["height_map"])
         if not len(self.targets) or not len(self.inputs):
             raise UserError(f"{log.path}: no policy ran; this level needs policy_input and target")
         where = {
@@ -82,6 +83,7 @@ class Answers:
             self.inputs.fill(given, row)
             if given.now_ns > until_ns:
                 return
+            self.maps.show_newest(pilot, given.now_ns)
             pilot.step(given, given.now_ns)
             yield target, row
 

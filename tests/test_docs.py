@@ -158,9 +158,9 @@ def test_every_command_shown_runs(command: str, tmp_path, runtime_dir, log_dir, 
         [sys.executable, "-m", "robot.cli", *words],
         capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
-    # Without a robot, an emulator or a trusted key there is one sentence, or a line that is not ok.
-    codes = {"g1": (1, 2), "g1-emulator": (2,), "verify": (2,), "host": (0, 1)}
-    told = words[0] in ("run", "doctor", "policy")
+    # Without robot, emulator, trusted key or frames: one sentence, or a line that is not ok.
+    codes = {"g1": (1, 2), "g1-emulator": (2,), "verify": (2,), "host": (0, 1), "label": (2,)}
+    told = words[0] in ("run", "doctor", "policy", "log")
     expected = codes.get(words[1], (0,)) if told and len(words) > 1 else (0,)
     assert done.returncode in expected, done.stderr
     assert "Traceback" not in done.stderr

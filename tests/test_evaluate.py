@@ -187,22 +187,20 @@ def test_the_result_does_not_depend_on_the_number_of_processes(
     few = plan_work(load_policy(standing_policy, load_robot("g1")), standing_policy, "g1", QUICK)[
         :3
     ]
-    assert list(judge._share_out(few, 1, "processes")) == list(
-        judge._share_out(few, 2, "processes")
-    )
+    assert list(judge.share_out(few, 1, "processes")) == list(judge.share_out(few, 2, "processes"))
 
 
 def test_ray_gives_the_same_result(standing_policy: Path) -> None:
     few = plan_work(load_policy(standing_policy, load_robot("g1")), standing_policy, "g1", QUICK)[
         :2
     ]
-    assert list(judge._share_out(few, 1, "ray")) == list(judge._share_out(few, 1, "processes"))
+    assert list(judge.share_out(few, 1, "ray")) == list(judge.share_out(few, 1, "processes"))
 
 
 def test_without_ray_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # importing it now raises ImportError
     with pytest.raises(UserError, match=r'pip install plexus\[scale\]", or use --jobs N'):
-        list(judge._share_out([REST], 1, "ray"))
+        list(judge.share_out([REST], 1, "ray"))
 
 
 def test_nothing_to_judge_and_impossible_amounts_are_refused(standing_policy: Path) -> None:

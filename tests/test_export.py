@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from policies.export import BYTES_MAX, Deployed, export
+from policies.export import BYTES_MAX, INPUTS, Deployed, export
 from policies.manifest import check_policy, read_policy
 from policies.recipe import Recipe, load_recipe
 from policies.session import PolicySession, golden_inputs, verify_golden
@@ -25,8 +25,7 @@ from robot.runs import load_run
 from robot.topics import make_codecs
 from sim2real.lockstep import Lockstep
 
-ROBOT, WALK = load_robot("g1"), load_recipe("walk")
-INPUTS = ("joint_pos", "joint_vel", "imu_quat_wxyz", "imu_gyro", "command", "first")
+ROBOT, WALK, SEES = load_robot("g1"), load_recipe("walk"), load_recipe("terrain-walk")
 TOLERANCE = 1e-5
 
 
@@ -56,16 +55,17 @@ class Torch:
         self.first = 1.0
 
     def step(self, inputs: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        given = [torch.tensor(np.array(inputs[name], np.float32)[None]) for name in INPUTS[:-1]]
+        inputs = {**inputs, "first": [self.first]}
+        given = [torch.tensor(np.array(inputs[name], np.float32)[None]) for name in INPUTS]
         with torch.no_grad():
-            out = self.module(*given, torch.tensor([[self.first]]), *self.carry)
+            out = self.module(*given, *self.carry)
         self.carry, self.first = list(out[2:]), 0.0
         return out[0][0].numpy(), out[1][0].numpy()
 
 
-@pytest.fixture(scope="module", params=["walk", "history"])
+@pytest.fixture(scope="module", params=["walk", "history", "sees"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    recipe = WALK if request.param == "walk" else with_history()
+    recipe = {"walk": WALK, "history": with_history(), "sees": SEES}[request.param]
     actor = make_actor(recipe)
     path = tmp_path_factory.mktemp("export") / "walk.onnx"
     return recipe, actor, export(actor, recipe, ROBOT, path, {"recipe": "walk", "steps": 0})
@@ -80,7 +80,7 @@ def test_torch_and_onnx_runtime_agree_on_random_inputs_through_carry_and_reset(t
         session.reset()
         module.reset()
         for step in range(40):
-            given = {name: rows[name][step] for name in INPUTS[:-1]}
+            given = {name: rows[name][step] for name in INPUTS if name != "first"}
             target, observation = module.step(given)
             session.step(**given)
             np.testing.assert_allclose(session.joint_pos_target, target, atol=TOLERANCE)
@@ -95,6 +95,9 @@ def test_the_session_says_what_the_task_does(trained):
     quiet = recipe.model_copy(update={"randomisation": {"start": {}}, "curriculum": {}})
     task = Task(quiet, ROBOT, num_envs=1)
     task.noise = task.pushed = False
+    eyes = task.eyes
+    if eyes is not None:
+        eyes.blind[:] = 0
     task.phase[:] = 0
     task._observe()
     session, targets = PolicySession(read_policy(path)), []
@@ -110,6 +113,7 @@ def test_the_session_says_what_the_task_does(trained):
         session.step(
             joint_pos=world.joint_pos[0], joint_vel=world.joint_vel[0], imu_quat_wxyz=world.quat[0],
             imu_gyro=world.gyro[0], command=task.command[0],
+            **({} if eyes is None else {"height_scan": eyes.past[eyes.delay[0], 0]}),
         )  # fmt: skip
         np.testing.assert_allclose(session.observation, seen[0], atol=TOLERANCE)
         with torch.no_grad():
@@ -135,7 +139,7 @@ def test_the_pilot_and_torch_agree_on_the_inputs_of_a_lockstep_run(trained):
             module.reset()
             episode = given.episode
         target = real(given, now_ns)
-        inputs = {name: pilot.session.inputs[name][0] for name in INPUTS[:-1]}
+        inputs = {name: pilot.session.inputs[name][0] for name in INPUTS if name != "first"}
         expected, observation = module.step(inputs)
         np.testing.assert_allclose(target.joint_pos_target, expected, atol=TOLERANCE)
         np.testing.assert_allclose(pilot.session.observation, observation, atol=TOLERANCE)

@@ -220,6 +220,27 @@ def test_a_bad_frame_is_dropped_counted_and_named(cause: FrameFault):
     assert stage.see().frames == 2, "the next good one counts"
 
 
+def test_the_same_picture_from_elsewhere_is_frozen_though_the_camera_counts_on():
+    stage = Stage()
+    stage.live(100)
+    first = stage.picture()
+    assert stage.see(first).fault == FrameFault.NONE
+    stage.live(34)
+    assert stage.see().fault == FrameFault.NONE, "a robot that stands sees the same again"
+    old = stage.picture().data.copy()
+    legs = [i for i, name in enumerate(ROBOT.joint_names) if "knee" in name or "hip_pitch" in name]
+    for bent in (0.2, 0.0):  # there, and back to where the picture is from
+        stage.joint_pos[legs] = ROBOT.stand_joint_pos[legs] + bent
+        stage.live(34)
+        again = stage.picture()
+        again.data[:] = old
+        assert stage.see(again).fault == FrameFault.FROZEN
+    stage.live(34)
+    fresh = stage.picture()
+    fresh.data[0] += 1
+    assert stage.see(fresh).fault == FrameFault.NONE
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -97,6 +97,8 @@ def test_inputs_are_written_in_place_and_nothing_moves() -> None:
         "command": (1, 4),
         "first": (1, 1),
         "base_lin_vel": (1, 3),
+        "height_scan": (1, 187),
+        "height_flag": (1, 1),
     }, "also inputs that the graph does not read"
     assert all(buffer.dtype == np.float32 for buffer in session.inputs.values())
     target, observation = session.joint_pos_target, session.observation

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from robot.messages import Mode, PolicyInfo, RecorderStatus, Status, Timing, Truth
+from robot.messages import (
+    FrameFault,
+    HeightMap,
+    Mode,
+    PolicyInfo,
+    RecorderStatus,
+    Status,
+    Timing,
+    Truth,
+)
 from robot.model import load_robot
 from robot.modes import BIT, FAULT, NO_CAUSE
 from robot.runs import RunConfig
@@ -181,3 +190,23 @@ def test_the_log_is_shown_and_its_warning_in_red():
     assert "12.3 MB in 20261124T033000Z-sim-1a2b" in screen.row("log")
     told.lost, told.warning = 7, "3 MB left on the disk; recording pauses"
     assert "7 messages lost; 3 MB left on the disk; recording pauses" in screen.row("log")
+
+
+def test_eyes_have_a_row_where_there_is_a_camera_and_say_what_is_wrong():
+    screen = Screen()
+    assert "eyes" not in screen.text()
+    run = screen.view.run
+    camera = run.camera.model_copy(update={"source": "sim"})
+    screen.view.run = run.model_copy(update={"camera": camera})
+    assert screen.row("eyes") == "no word from perception"
+    told: HeightMap = CODECS["height_map"].new()
+    told.now_ns, told.age_ms, told.mean_std = NOW_NS, 62.0, 0.02
+    screen.view.hear(told)
+    assert screen.row("eyes") == "the ground is known within 4 cm, picture 62 ms old"
+    told.refused[FrameFault.FROZEN], told.refused[FrameFault.CALIBRATION] = 3, 1
+    assert screen.row("eyes").endswith("; dropped 1 calibration, 3 frozen")
+    told.gate = 0b1010
+    assert screen.row("eyes") == (
+        "flat ground is assumed: old, contact; dropped 1 calibration, 3 frozen"
+    )
+    assert screen.row("eyes", NOW_NS + 1001 * MS) == "no word from perception"

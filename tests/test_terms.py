@@ -38,6 +38,8 @@ def sensors(**given: Tensor) -> Sensors:
         "command": command(),
         "last_action": torch.zeros(1, N),
         "phase": torch.zeros(1, 1),
+        "height_scan": torch.full((1, 187), BODY.nominal_height),
+        "height_flag": torch.zeros(1, 1),
     }
     return Sensors(**(values | given))
 
@@ -69,6 +71,7 @@ def test_observation_terms_have_the_values_worked_by_hand():
         imu_quat_wxyz=tilted, imu_gyro=torch.tensor([[1.0, 2, 3]]), command=arms,
         joint_pos=BODY.default_joint_pos.unsqueeze(0) + 0.1, joint_vel=torch.full((1, N), 2.0),
         last_action=one(3, 0.5), phase=torch.tensor([[0.25]]),
+        height_scan=torch.full((1, 187), BODY.nominal_height + 0.1),
     )  # fmt: skip
     root = math.sqrt(0.5)
     expected = {
@@ -81,6 +84,8 @@ def test_observation_terms_have_the_values_worked_by_hand():
         "joint_vel": [2.0] * N,
         "last_action": one(3, 0.5)[0].tolist(),
         "clock": [1, 0],
+        "height_scan": [0.1] * 187,
+        "height_flag": [0],
     }
     assert expected.keys() == OBSERVATIONS.keys()
     for name, values in expected.items():
@@ -155,6 +160,7 @@ REWARD_CASES: dict[str, tuple[dict, dict, float]] = {
         {"foot_speed": torch.tensor([[2.0, 3]]), "foot_contact": torch.tensor([[1.0, 0]])},
         {}, 4.0),
     "flat_foot": ({"foot_tilt": torch.tensor([[0.1, 0.2]])}, {}, 0.3),
+    "overhang": ({"overhang": torch.tensor([[0.25, 0.5]])}, {}, 0.75),
     "feet_apart": ({"foot_gap": torch.tensor([0.1])}, {"distance": 0.16}, 0.06),
 }  # fmt: skip
 
