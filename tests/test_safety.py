@@ -477,6 +477,23 @@ def test_the_quick_tests_box_stays_until_it_is_left_and_is_then_laid_anew():
         assert bench.unchanged()
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_the_quick_tests_box_reaches_less_far_to_the_nearer_limit(side):
+    wide = [j for j, (low, high) in enumerate(ROBOT.position_limit) if high - low > 2.2]
+    assert len(wide) > 5
+    for j in wide:
+        bench = Bench()
+        state, cmd = bench.state, bench.cmd
+        cmd.stiffness[:] = cmd.damping[:] = 0.0
+        state.joint_pos[:] = ROBOT.position_limit.mean(1)
+        limit = ROBOT.position_limit[j, 1 if side > 0 else 0]
+        cmd.joint_pos_target[:] = state.joint_pos
+        state.joint_pos[j] = limit - side * 0.2
+        assert quick(bench)
+        state.joint_pos[j] = limit - side * 0.04  # too near to stand there without a bound
+        assert not quick(bench)
+
+
 @pytest.mark.parametrize("value", [1.7e308, -1.7e308])
 def test_the_quick_test_is_not_sure_of_absurd_measurements_and_does_not_overflow(bench, value):
     bench.state.joint_pos[:] = bench.state.joint_vel[:] = value
