@@ -25,7 +25,7 @@ def make_driver(run: RunConfig, robot: Robot) -> Driver:
     return SimDriver(robot, run.sim, run.period_ns, run.seed)
 
 
-def as_sent(run: RunConfig, robot: Robot) -> Callable[[LowCmd], None]:
+def as_sent(run: RunConfig, robot: Robot) -> Callable[[LowCmd], object]:
     """What the run's driver makes of a command on its way to the motors: replay does the same."""
     if run.driver == "unitree":
         from drivers.unitree_command import make_filter

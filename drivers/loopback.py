@@ -24,6 +24,8 @@ class LoopbackDriver:
         self._time_ns = 0
         self._joint_pos = robot.stand_joint_pos.copy()  # (N,) rad
         self._low, self._high = robot.position_limit.T  # (N,) rad each
+        self._upright = np.array([1.0, 0.0, 0.0, 0.0])
+        self._standing = np.array([0.0, 0.0, 9.81])  # m/s^2, what the IMU feels
 
     def open(self) -> None:
         """Nothing to connect to."""
@@ -32,11 +34,11 @@ class LoopbackDriver:
         """Report the pose that was commanded last."""
         state.robot_time_ns = self._time_ns
         state.joint_pos[:] = self._joint_pos
-        state.joint_vel[:] = 0.0
-        state.joint_effort[:] = 0.0
-        state.imu_quat_wxyz[:] = (1.0, 0.0, 0.0, 0.0)
-        state.imu_gyro[:] = 0.0
-        state.imu_accel[:] = (0.0, 0.0, 9.81)
+        state.joint_vel.fill(0.0)
+        state.joint_effort.fill(0.0)
+        state.imu_quat_wxyz[:] = self._upright
+        state.imu_gyro.fill(0.0)
+        state.imu_accel[:] = self._standing
 
     def write(self, cmd: LowCmd) -> None:
         """Joints with stiffness go to their target, or to their limit, within this period."""

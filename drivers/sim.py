@@ -100,7 +100,7 @@ class SimDriver:
         state.robot_time_ns = self._time_ns
         np.add(self._pos, pos, out=state.joint_pos)
         np.add(self._vel, vel, out=state.joint_vel)
-        np.copyto(state.joint_effort, self._effort)
+        state.joint_effort[:] = self._effort
         np.add(self._gyro, gyro, out=state.imu_gyro)
         np.add(self._accel, accel, out=state.imu_accel)
         np.add(self._quat, quat, out=quat)
@@ -110,7 +110,7 @@ class SimDriver:
         """Apply the command that the delay lets through, and advance physics by one period."""
         begin = time.thread_time_ns()
         newest = self._delayed.pop()
-        np.copyto(newest, self._block_of(cmd))
+        newest[:] = self._block_of(cmd)
         self._delayed.insert(0, newest)
         self._drive(self._delayed[-1])
         self.gantry.apply(cmd.mode, self._time_ns * 1e-9)
@@ -128,7 +128,7 @@ class SimDriver:
     def _drive(self, values: NDArray) -> None:
         """Motor torque = kp (q* - q) + kd (dq* - dq) + ff within the torque-speed curve."""
         n = self.robot.num_joints
-        np.copyto(self._ctrl, values[:n])
+        self._ctrl[:] = values[:n]
         raw = values[n:].tobytes()
         if raw != self._applied:
             self._applied = raw

@@ -6,7 +6,7 @@ bytes are those of unitree_wire.py; unitree_state.py judges what comes in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from drivers.dds import Participant, RawReader, check_interface
 from drivers.driver import DriverFault
 from drivers.unitree_command import make_filter
 from drivers.unitree_service import MotionService
+from drivers.unitree_signs import SignTrial
 from drivers.unitree_state import LOST_NS, MS, StateWatch
 from robot import clock
 from robot.config import UserError
@@ -27,6 +28,7 @@ LISTEN_NS = 500 * MS  # for states and for anybody else's commands; 200 ms at le
 ANSWER_NS = 3_000 * MS  # for the first state; finding each other takes a second or two
 POLL_NS = 1 * MS
 COMMAND_NS = 2 * MS
+OTHERS_NS = 8 * MS  # between two looks for somebody else's commands: to be found within 20 (A18)
 FOREIGN_NS = 100 * MS  # somebody else's command counts for so long
 GAP_NS = 20 * MS  # between two commands; afterwards they flow anew
 TICKS = (0.9, 1.1)  # of the robot's counter per ms of ours, on a clock that may be late by 25 ms
@@ -68,18 +70,19 @@ class UnitreeDriver:
         self.watch = StateWatch(robot, config, factor)
         self._frame = wire.Frame(wire.CMD_LAYOUT)
         n = robot.num_joints
-        self._fields = [
-            self._frame.view(f"motor_cmd.{name}")[:n] for name in ("q", "dq", "tau", "kp", "kd")
-        ]
+        self._frame.body[wire.CMD_LAYOUT.leaves["motor_cmd.mode"].offsets[:n]] = 1
+        self._fields = self._frame.table("motor_cmd.q", 5, n)  # q, dq, tau, kp, kd
+        self._finite_flags = bytearray(5 * n)
+        self._finite = np.frombuffer(self._finite_flags, np.bool_).reshape(5, n)
         self._energised = False
         self._commanded_ns = self._flowing_ns = 0  # last command; since when they flow
         self._unsent = self._unsent_total = 0
         self._foreign_ns: int | None = None
+        self._next_others_ns = 0
         self._charge, self._charge_ns = -1.0, 0
         self._alerts = self._next_health_ns = 0
         self._torso = np.zeros(10, np.float32)  # orientation, rates, accelerations
         self._torso_ns = 0
-        self._kind = 0  # mode_machine that was accepted; commands carry it
         self._timeout_seen = config.trust_timeout or config.readonly
         self._truths: RawReader | None = None
         self._truth: np.ndarray | None = None
@@ -89,7 +92,8 @@ class UnitreeDriver:
     def open(self) -> None:
         """Find the robot, make sure that it is the one and free, take it over.
 
-        Only then are there commands, without torque: do the motors notice when they stop?
+        Only then are there commands, without torque: do the motors notice when they stop? One that
+        hangs is moved a little, joint by joint: do they turn the right way?
 
         Raises:
             UserError: wrong interface, no robot, another robot, one that is not ready, or one that
@@ -106,6 +110,8 @@ class UnitreeDriver:
             self._meet(interface)
             self._take_over(self._participant)
             self._timeout_seen = self._timeout_seen or self._try_timeout()
+            if config.hang and not (config.readonly or config.dry_run or config.trust_signs):
+                self._try_signs()
         except BaseException:
             self.close()
             raise
@@ -144,8 +150,9 @@ class UnitreeDriver:
                 "somebody else commands this robot (rt/lowcmd); stop that program first: two "
                 "commanders shake a robot to pieces"
             )
-        self._kind = watch.now.mode_machine
-        self._check_kind(self._kind)
+        kind = watch.now.mode_machine
+        self._check_kind(kind)
+        self._frame.put("mode_machine", kind)  # mode_pr stays 0: joints, not motors
         counted, passed = watch.tick - first_ms, (self._now() - begin) / MS
         # An emulator may lag behind its clock as its computer lets it, by the factor at most.
         if not TICKS[0] / self._factor * passed - 25 < counted < TICKS[1] * passed + 25:
@@ -209,17 +216,38 @@ class UnitreeDriver:
 
     def _try_timeout(self) -> bool:
         """True if the motors hear commands, and all of them notice that they stop (A13)."""
-        commands, still = self._commands, np.zeros(self.robot.num_joints)
+        commands, still = self._commands, np.zeros_like(self._fields)
         assert commands is not None
         self._wait(lambda: commands.readers > 0, ANSWER_NS)
         end, sent = self._now() + round(CLEAR_NS * self._factor), 0
         while sent < LEAST_COMMANDS or self._missing().any():
             if self._now() >= end:
                 return False
-            self._send([still] * len(self._fields))
+            self._send(still)
             self._pump(COMMAND_NS)
             sent += 1
         return self._wait(lambda: bool(self._missing().all()), round(TIMEOUT_NS * self._factor))
+
+    def _try_signs(self) -> None:
+        """Push each joint a little, and refuse a robot on which one turns the wrong way (S13)."""
+        watch, trial = self.watch, SignTrial(self.robot)
+        values, tick, torque = np.zeros_like(self._fields), self.watch.tick, None
+        values[4] = self.robot.damp_damping
+        while True:
+            now, passed_s = self._now(), (watch.tick - tick) * 1e-3
+            trouble = watch.fault(now, 0) or self._disturbed(now)
+            tick = watch.tick
+            torque = None if trouble else trial.step(watch.now.q, passed_s)
+            values[2] = 0.0 if torque is None else torque
+            self._send(values)
+            if torque is None:
+                break
+            self._pump(COMMAND_NS)
+        if trouble := trouble or trial.complaint:
+            raise UserError(
+                f"the commissioning move: {trouble}. Do not arm it; is it hanging freely, out of "
+                "everybody's reach? If so, have it looked after (unitree.trust_signs goes without)"
+            )
 
     def _missing(self) -> np.ndarray:
         """(N,) motors that say that they miss the computer's commands."""
@@ -244,8 +272,10 @@ class UnitreeDriver:
         """Take whatever has come; returns the time."""
         now = self._now()
         self.watch.hear(self._states.take(32), now, self._energised)
-        if self._others.take():
-            self._foreign_ns = now
+        if now >= self._next_others_ns:
+            self._next_others_ns = now + OTHERS_NS
+            if self._others.take():
+                self._foreign_ns = now
         if self._truth is None:
             self._hear_truth()  # who tells it is an emulator
         return now
@@ -262,8 +292,7 @@ class UnitreeDriver:
             raise DriverFault(fault)
         seen = self.watch.now
         state.robot_time_ns = self.watch.tick * MS
-        state.joint_pos[:], state.joint_vel[:] = seen.q, seen.dq
-        state.joint_effort[:] = seen.tau
+        state.joint_pos[:], state.joint_vel[:], state.joint_effort[:] = seen.q, seen.dq, seen.tau
         if self.robot.imu == "torso":
             self._hear_torso()
             if now - self._torso_ns >= LOST_NS * self._factor:
@@ -332,20 +361,18 @@ class UnitreeDriver:
         Raises:
             DriverFault: it is not finite, or commands cannot be sent.
         """
-        self._filter(cmd)
-        arrays = (
-            cmd.joint_pos_target, cmd.joint_vel_target, cmd.effort_ff, cmd.stiffness, cmd.damping,
-        )  # fmt: skip
-        if not all(np.isfinite(values).all() for values in arrays):
+        sent = self._filter(cmd)
+        np.isfinite(sent, self._finite)
+        if 0 in self._finite_flags:
             raise DriverFault("a command that is no number was not sent")
         if self._commands is None:
             return
-        self._energised = bool(cmd.stiffness.any() or cmd.damping.any())
+        self._energised = bool(sent[3:].any())
         now = self._now()
         if now - self._commanded_ns > GAP_NS * self._factor:
             self._flowing_ns = now
         self._commanded_ns = now
-        if self._send(arrays):
+        if self._send(sent):
             self._unsent = 0
             return
         self._unsent += 1
@@ -353,16 +380,12 @@ class UnitreeDriver:
         if self._unsent >= UNSENT:
             raise DriverFault(f"{self._unsent} commands in a row could not be sent")
 
-    def _send(self, arrays: Sequence[np.ndarray]) -> bool:
-        """Sign and send positions, speeds, torques, stiffness, damping; False if it was not."""
+    def _send(self, values: np.ndarray) -> bool:
+        """Sign and send what the filter gave; False if it was not sent."""
         assert self._commands is not None
-        for field, values in zip(self._fields, arrays, strict=True):
-            field[:] = values
-        frame, n = self._frame, self.robot.num_joints
-        frame.put("mode_machine", self._kind)  # mode_pr stays 0: joints, not motors
-        frame.body[frame.layout.leaves["motor_cmd.mode"].offsets[:n]] = 1
-        frame.sign()
-        return self._commands.write(frame.payload)
+        self._fields[:] = values
+        self._frame.sign()
+        return self._commands.write(self._frame.payload)
 
     def truth(self, truth: Truth) -> bool:
         """What the emulator tells; no robot does."""

@@ -82,8 +82,20 @@ class Layout:
             for byte in range(leaf.dtype.itemsize):
                 source[image[path].offsets + byte] = leaf.offsets + byte
         self.image_source = source
-        words = source[:-4].reshape(-1, 4)  # the last word is the CRC itself
-        self.crc_source = np.ascontiguousarray(words[:, ::-1].reshape(-1))
+        if "crc" in self.leaves:
+            self._prepare_crc(source)
+
+    def _prepare_crc(self, source: NDArray[np.intp]) -> None:
+        """Most of the image is words of the wire as they follow each other, but for their padding.
+
+        Only its head has to be gathered byte by byte. The last word is the CRC itself.
+        """
+        late = self.image_size - self.size
+        odd = np.flatnonzero((source != np.arange(len(source)) - late) & (source != self.size))
+        split = _aligned(int(odd.max(initial=-1)) + 1, 4)
+        self._head = np.ascontiguousarray(source[:split].reshape(-1, 4)[:, ::-1].reshape(-1))
+        self._tail = slice(split - late, self.size - 4)
+        self._mask = np.where(source[split:-4] < self.size, 0xFF, 0).astype(np.uint8).view("<u4")
 
     def crc(self, body: NDArray[np.uint8]) -> int:
         """CRC of a message.
@@ -94,8 +106,9 @@ class Layout:
         Args:
             body: (size + 1,) the message on the wire without its header, and one zero behind.
         """
-        words = BITS_REVERSED.take(body.take(self.crc_source))
-        return _reverse32(zlib.crc32(words.data) ^ 0xFFFFFFFF)
+        head = body.take(self._head).tobytes()
+        tail = (body[self._tail].view("<u4") & self._mask).byteswap().tobytes()
+        return _reverse32(zlib.crc32((head + tail).translate(BITS_REVERSED)) ^ 0xFFFFFFFF)
 
 
 def _lay_out(fields: Fields, in_memory: bool) -> tuple[dict[str, Leaf], int]:
@@ -137,17 +150,11 @@ def _aligned(at: int, size: int) -> int:
     return -(-at // size) * size
 
 
-BITS_REVERSED = np.array([int(f"{i:08b}"[::-1], 2) for i in range(256)], np.uint8)
+BITS_REVERSED = bytes(int(f"{i:08b}"[::-1], 2) for i in range(256))
 
 
 def _reverse32(value: int) -> int:
-    table = BITS_REVERSED
-    return int(
-        int(table[value & 255]) << 24
-        | int(table[value >> 8 & 255]) << 16
-        | int(table[value >> 16 & 255]) << 8
-        | int(table[value >> 24])
-    )
+    return int.from_bytes(value.to_bytes(4, "little").translate(BITS_REVERSED), "big")
 
 
 class Frame:
@@ -186,6 +193,17 @@ class Frame:
             shape, strides = (*shape, inner), (*strides, dtype.itemsize)
         return np.ndarray(shape, dtype, self.body.data, int(starts[0]), strides)
 
+    def table(self, first: str, rows: int, count: int) -> NDArray[np.float32]:
+        """(rows, count) view of float32 fields that follow each other in the first `count` structs.
+
+        Args:
+            first: the first of the fields, e.g. "motor_cmd.q".
+        """
+        column = self.view(first)
+        strides = 4, column.strides[0]
+        start = int(self.layout.leaves[first].offsets[0])
+        return np.ndarray((rows, count), "<f4", self.body.data, start, strides)
+
     def get(self, path: str) -> NDArray[Any]:
         """A copy of a field of single bytes, wherever its elements lie."""
         return self.body[self.layout.leaves[path].offsets]
@@ -206,7 +224,7 @@ class Frame:
         """
         if len(data) != 4 + self.layout.size:
             return "length"
-        self.buffer[:-1] = np.frombuffer(data, np.uint8)
+        self.payload[:] = data
         if data[:4] != HEADER:
             return "encoding"
         if self._crc is not None and int(self._crc[0]) != self.layout.crc(self.body):

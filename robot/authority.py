@@ -78,7 +78,7 @@ class Authority:
 
     def fresh(self, now_ns: int) -> bool:
         """True while the holder's command is young enough to be obeyed."""
-        return 0 <= self.command_age_ns(now_ns) <= self.hold_ns
+        return self.command_ns >= 0 and now_ns - self.command_ns <= self.hold_ns
 
     def _drop(self) -> None:
         self.holder, self.source, self.command_ns = 0, 255, -1

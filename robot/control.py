@@ -142,6 +142,9 @@ class Control:
         self._target_block = safety.block(self.target, "joint_pos_target", "damping")
         self.info: PolicyInfo = codecs["policy_info"].new()
         self.authority = Authority(codecs["command.script"].new(), timing_factor)
+        # Where each tick looks: an attribute that is a scalar runs Python code, its cell does not.
+        self._alerts, self._drops = self.health.scalars["alerts"], self.status.scalars["drops"]
+        self._step_ns = self.info.scalars["step_ns"]
         self.marks = [0, 0, 0]  # ns: state read, target validated, write begins
         self.machine = ModeState()
         self.tick = 0
@@ -177,8 +180,8 @@ class Control:
         self._arms_valid = False
         self._answers: list[tuple[int, int, Answer]] = []  # (instance, seq, answer) to publish
         # What this tick took in, told in `consumed`.
-        self._inputs: list[tuple[int, int]] = []  # (instance, seq), targets excepted
-        self._given: tuple[int, int] | None = None  # the target that came
+        self._inputs: list[tuple[int, ...]] = []  # (instance, seq), targets excepted
+        self._given: tuple[int, ...] | None = None  # the target that came
         self._driver_fault: tuple[int, str] | None = None
         self._skipped = self._failed_tick = 0
         self._dropped = False
@@ -248,7 +251,7 @@ class Control:
             self._driver_fault = READ_FAULT, str(fault)
             self._fail("driver_fault", str(fault))
             return
-        fresh.tick = self.tick
+        fresh.scalars["tick"][0] = self.tick
         self._heard = fresh  # published also when refused: replay needs what was read
         if self._gate_state.admits(fresh):
             self._fresh, self.state = self.state, fresh
@@ -279,7 +282,7 @@ class Control:
         """Hear everybody, judge faults, step the mode machine."""
         requests: list[Request] = []
         for message in messages:
-            self._inputs.append((message.instance, message.seq))
+            self._inputs.append(tuple(message.origin))
             if isinstance(message, Command):
                 self.authority.hear(message, now_ns)
             elif isinstance(message, Request):
@@ -290,7 +293,7 @@ class Control:
                 self.info.copy_from(message)
                 self._info_ns = now_ns
         self.authority.expire(now_ns)
-        self._dropped, self.status.drops = drops[0] != self.status.drops, drops[0]
+        self._dropped, self._drops[0] = drops[0] != self._drops[0], drops[0]
         self._judge(drops[1], now_ns)
         self._last_ns = now_ns
         if requests or self._faults & modes.ACTING or self.machine.mode not in _STEADY:
@@ -299,7 +302,7 @@ class Control:
     def _judge(self, malformed: int, now_ns: int) -> None:
         """Find out which rows of FAULTS are active."""
         faults, factor, mode = self._momentary, self.factor, self.machine.mode
-        faults |= self.health.alerts
+        faults |= self._alerts[0]
         if self._gate_state.bucket.tripped:
             faults |= BIT["state_invalid"]
         if self._state_ns is None or now_ns - self._state_ns > STATE_STALE_NS * factor:
@@ -334,6 +337,9 @@ class Control:
     def note_late(self, skipped: int) -> None:
         """The caller's schedule skipped this many whole periods before this tick."""
         self._skipped = skipped
+        if not skipped and not self._late_share:
+            self._late_row = 0
+            return
         for _ in range(min(skipped, 100)):
             self._late_second.count(True)
         self._late_share = self._late_second.count(False)
@@ -433,8 +439,8 @@ class Control:
 
     def ask(self, ports: Ports, now_ns: int) -> int | None:
         """On a policy tick publish policy_input; returns its seq, else None."""
-        robot_ns = self.state.robot_time_ns
-        step_ns = self.info.step_ns or DEFAULT_STEP_NS
+        robot_ns = self.state.scalars["robot_time_ns"][0]
+        step_ns = self._step_ns[0] or DEFAULT_STEP_NS
         last = self._policy_robot_ns
         if not self._has_state:
             return None
@@ -508,7 +514,7 @@ class Control:
         """Accept a target of this policy and episode, if its content is possible."""
         if target is None:
             return
-        self._given = target.instance, target.seq
+        self._given = tuple(target.origin)
         asked_long_ago = not 0 <= self._asked_seq - target.input_seq < len(self._asked_ns)
         if asked_long_ago or target.input_instance != self.policy_input.instance:
             return
@@ -542,26 +548,22 @@ class Control:
         else:
             self._fill(cmd, source)
         self.ramp.apply(cmd)
-        self._spare_hot_motors()
-        self._clip = self.filter.apply(cmd, self.state) if self._has_state else None
-        clipped = self._clip is not None
-        self._clipped_share = self._clip_second.count(clipped)
-        self._clipped_half = self._clip_half.count(clipped)
-        command = self.authority.command
+        if self._faults & HOT or self._spared:
+            self._spare_hot_motors()
+        clip = self._clip = self.filter.apply(cmd, self.state) if self._has_state else None
+        if clip or self._clipped_share:  # without either there is nothing to count
+            self._clipped_share = self._clip_second.count(clip is not None)
+            self._clipped_half = self._clip_half.count(clip is not None)
         # In the order of LowCmd's scalars.
         cmd.set_scalars(
-            now_ns, self.tick, self.state.tick, self.target.instance, self.target.seq,
-            command.instance, command.seq, self._heartbeat_seq,
-            self._clip.limiters if self._clip else 0, mode,
+            now_ns, self.tick, self.state.scalars["tick"][0], *self.target.origin,
+            *self.authority.command.origin, self._heartbeat_seq, clip.limiters if clip else 0, mode,
         )  # fmt: skip
 
     def _spare_hot_motors(self) -> None:
         """Hot motors get less torque (S14), for as long as they are."""
-        if hot := bool(self._faults & HOT):
-            self.filter.derate(self.health.heat_margin)
-        elif self._spared:
-            self.filter.derate(None)
-        self._spared = hot
+        self._spared = bool(self._faults & HOT)
+        self.filter.derate(self.health.heat_margin if self._spared else None)
 
     def _change_source(self, source: str) -> None:
         """Begin the ramp away from what was sent last; damping and off begin at once."""
@@ -579,7 +581,7 @@ class Control:
     def _fill(self, cmd: LowCmd, source: str) -> None:
         """What the source alone would send."""
         if source == "policy":
-            np.copyto(self._cmd_block, self._target_block)
+            self._cmd_block[:] = self._target_block
             return
         robot = self.robot
         cmd.joint_vel_target[:] = 0.0
@@ -623,7 +625,8 @@ class Control:
             out.limiter, out.joint = self._clip.limiter, self._clip.joint
             out.before, out.after = self._clip.before, self._clip.after
             ports.send("intervention", out, now_ns)
-        if self._inputs or self._given or self._skipped or self._dropped or self._unusual():
+        news = self._inputs or self._given or self._skipped or self._dropped
+        if news or self._driver_fault or self._failed_tick:
             self._tell_consumed(ports, now_ns)
         if self._status_due:
             self._status_due = False
@@ -641,9 +644,6 @@ class Control:
         if self.tick % self._second == 0:
             snapshot.save(self.memory, self.snapshot, now_ns, self.tick)
             ports.send("control_state", self.snapshot, now_ns)
-
-    def _unusual(self) -> bool:
-        return self._driver_fault is not None or self._failed_tick != 0
 
     def _tell_consumed(self, ports: Ports, now_ns: int) -> None:
         """What this tick took in; the last tick's end by an exception is told late, if it was."""

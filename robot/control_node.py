@@ -43,8 +43,7 @@ class BusPorts:
 
     def receive(self) -> Iterator[Message]:
         """What operators, pilot and manager said."""
-        while message := self._others.receive():
-            yield message
+        return iter(self._others.receive, None)  # until it gives None
 
     def target(self, asked_seq: int | None) -> Target | None:
         """The newest target; waits for the answer to `asked_seq`, at most `wait_ms`."""

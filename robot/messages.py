@@ -148,7 +148,8 @@ class Scalar(_Field):
 class Array(_Field):
     """A run of numbers; the attribute is a NumPy view into the message's memory."""
 
-    # No __set__: the view lies in the instance's __dict__ and is found there first, at full speed.
+    # For type checkers. `Message` takes it off the class: the instance's view is all there is to be
+    # found, at full speed.
     @overload
     def __get__(self, message: None, owner: type) -> Array: ...
     @overload
@@ -189,8 +190,15 @@ class Message:
     seq = Scalar("uint64", "counts up by one per message of this instance")
     stamp_ns = Scalar("int64", "when the content was measured or decided", "ns", "monotonic")
 
+    own_fields: ClassVar[tuple[_Field, ...]]  # without the header
     scalars: dict[str, Any]  # one-element memoryviews
     texts: dict[str, memoryview]
+
+    def __init_subclass__(cls) -> None:
+        cls.own_fields = tuple(f for f in vars(cls).values() if isinstance(f, _Field))
+        for field in cls.own_fields:
+            if isinstance(field, Array):
+                delattr(cls, field.name)
 
     def __init__(self, codec: Codec[Any]) -> None:
         # The body starts at byte 8 of an aligned buffer, the CDR header sits right before it.
@@ -199,6 +207,7 @@ class Message:
         self.memory = memoryview(self.buffer)  # type: ignore[arg-type]
         self.payload = self.memory[4:]
         body = self.memory[8:]
+        self.origin = self.memory[STAMP_AT : STAMP_AT + 16].cast("Q")  # instance and seq
         self.scalars, self.texts = {}, {}
         for slot in codec.slots:
             part = body[slot.offset : slot.offset + slot.nbytes]
@@ -217,7 +226,7 @@ class Message:
 
     def stamp(self, instance: int, seq: int, stamp_ns: int) -> None:
         """Fill the part of the header that changes from message to message."""
-        _STAMP.pack_into(self.memory, 8 + 16, instance, seq, stamp_ns)
+        STAMP.pack_into(self.memory, STAMP_AT, instance, seq, stamp_ns)
 
     def set_scalars(self, *values: int | float) -> None:
         """Write all scalars after the header at once, in declared order (for the control tick)."""
@@ -245,7 +254,7 @@ class Message:
         return out
 
 
-_STAMP = struct.Struct("<QQq")
+STAMP, STAMP_AT = struct.Struct("<QQq"), 8 + 16  # instance, seq, stamp_ns in a message's memory
 CDR_DTYPE = {name: np.dtype(name).newbyteorder("<") for name in CDR_SIZE}
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -334,8 +343,7 @@ def hash64(text: str) -> int:
 def message_fields(message: type[Message]) -> tuple[_Field, ...]:
     """Fields in declaration order, the common header first."""
     header = [f for f in vars(Message).values() if isinstance(f, _Field)]
-    own = [f for f in vars(message).values() if isinstance(f, _Field)]
-    return tuple(header if message is Message else header + own)
+    return tuple(header) if message is Message else (*header, *message.own_fields)
 
 
 def message_text(message: type[Message]) -> str:

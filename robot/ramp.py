@@ -51,7 +51,7 @@ class Ramp:
 
     def apply(self, cmd: LowCmd) -> None:
         """Replace `cmd` by the blend at this tick, and advance by one tick."""
-        if self.done:
+        if self.ticks >= self.target_ticks and self.ticks >= self.gain_ticks:  # done
             return
         self.ticks += 1
         self._blend(cmd, TARGETS, min(1.0, self.ticks / max(1, self.target_ticks)))

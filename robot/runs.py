@@ -111,6 +111,8 @@ class UnitreeConfig(Strict):
     """of the stand pose's stiffness: little for a first time on a gantry, 1 to stand on a floor"""
     trust_timeout: bool = False
     """do not try whether the motors notice that commands stop; arm without knowing"""
+    trust_signs: bool = False
+    """do not move each joint a little at the start, while the robot hangs, to see its sign"""
     repeats: int = Field(default=10, ge=3)
     """identical samples after which a sensor counts as frozen"""
     casing_limit: float = 85.0

@@ -25,7 +25,7 @@ GAIN, STEP, POSITION, TORQUE = (1 << i for i in range(4))
 QUAT_TOLERANCE = 0.02  # length of a measured quaternion against 1 (S3)
 SOFTEST = 1.0  # N m/rad; below it a torque bound moves feed-forward instead of the target
 MOST_EFFORT, MOST_SPEED = 1e4, 1e3  # N m, rad/s; far beyond any motor
-POLYGON = (0.0, 0.5, 0.8, 0.95, 1.0)  # corners, as shares of the way from middle to standstill
+BOX = 0.1  # of the way to a limit: how far the quick test's box reaches
 DERATE_BAND = 10.0  # K below a motor's limit, in which its torque is taken back (S14)
 DERATE_LEAST = 0.5  # share of torque that is left at the limit: a crouch must be held
 BUCKET_STATE = 5  # bad states in the leaky bucket until DAMP (S1, opendbc)
@@ -71,6 +71,30 @@ def block(message: Message, first: str, last: str) -> NDArray[np.float64]:
     return message.buffer[start:end].view(np.float64)
 
 
+def rows(message: Message, first: str, last: str) -> NDArray[np.float64]:
+    """(K, N) view of the K neighbouring float64 sequences of N from field `first` to `last`."""
+    slots = {slot.name: slot for slot in message.codec.slots}
+    start, n = slots[first].offset, slots[first].count
+    stride = 8 * (n + 1)  # a count word and padding lie between two of them
+    k = (slots[last].offset - start) // stride + 1
+    return np.ndarray((k, n), np.float64, message.memory, 8 + start, (stride, 8))
+
+
+class _Check(NamedTuple):
+    """A message, kept so that its id is nobody else's; its numbers; room for an answer on each."""
+
+    message: Message
+    values: NDArray[np.float64]
+    flags: bytearray  # searching bytes costs a tenth of reducing an array of booleans
+    finite: NDArray[np.bool_]  # the same memory
+
+    @classmethod
+    def of(cls, message: Message, first: str, last: str) -> _Check:
+        values = block(message, first, last)
+        flags = bytearray(len(values))
+        return cls(message, values, flags, np.frombuffer(flags, np.bool_))
+
+
 class Gate:
     """Refuses impossible content: not finite, or a quaternion that is none. Counts it.
 
@@ -80,23 +104,21 @@ class Gate:
     def __init__(self, first: str, last: str, bucket: int) -> None:
         self.first, self.last = first, last
         self.bucket = LeakyBucket(bucket)
-        self._views: dict[int, tuple[NDArray, NDArray]] = {}  # by message: values, scratch
+        self._checks: dict[int, _Check] = {}  # by message
 
     def admits(self, message: Message) -> bool:
         """True if every number is finite and gains are not negative; counts either way."""
         good = self._good(message)
-        self.bucket.count(good)
+        if self.bucket.level or not good:  # nothing leaks out of an empty bucket
+            self.bucket.count(good)
         return good
 
     def _good(self, message: Message) -> bool:
-        key = id(message)
-        # An id alone may be that of an earlier message, long gone.
-        if key not in self._views or self._views[key][0].base is not message.buffer:
-            values = block(message, self.first, self.last)
-            self._views[key] = values, np.empty(len(values), bool)
-        values, finite = self._views[key]
-        np.isfinite(values, out=finite)
-        if np.count_nonzero(finite) != len(finite):
+        check = self._checks.get(id(message))
+        if check is None:
+            check = self._checks[id(message)] = _Check.of(message, self.first, self.last)
+        np.isfinite(check.values, check.finite)
+        if 0 in check.flags:
             return False
         if isinstance(message, LowState):
             w, x, y, z = message.imu_quat_wxyz.tolist()
@@ -110,7 +132,7 @@ class Gate:
 class _Views(NamedTuple):
     """Blocks of a command or a state, found once per message."""
 
-    message: Message
+    message: Message  # kept, so that its id is nobody else's
     whole: NDArray[np.float64]  # a command's five arrays
     motion: NDArray[np.float64]  # positions, count word, velocities
     gains: NDArray[np.float64]  # stiffness, count word, damping; of a state: its motion
@@ -129,39 +151,32 @@ class _Views(NamedTuple):
 
 
 class QuickTest:
-    """Says True only where the torque bound would surely change nothing, in ten array operations.
+    """Says True only where the torque bound would surely change nothing, in six array operations.
 
-    Room: a joint may move at any speed that it could brake before its nearer limit, were it moving
-    there. The border of that, speed against distance from the middle, is a parabola; a polygon
-    inside it needs no square root. Torque: the squares of all shares of the motors' torque add up
-    to less than 1.
+    Room: a joint may move at any speed that it could brake before the limit it moves to. Tested is
+    a box of positions and speeds, laid around the motion whenever it has left the last one; who is
+    in it could brake from its corner. Torque: the squares of all shares of the motors' torque add
+    up to less than 1.
 
     Args:
         robot: limits per joint.
     """
 
     def __init__(self, robot: Robot) -> None:
-        n, band = robot.num_joints, robot.safety.braking_band
-        twice_braking = 2.0 * robot.safety.braking_acceleration
+        n = robot.num_joints
         low, high = robot.position_limit.T
-        # From the standstill nearest to the limit (robots without room for it are refused) to the
-        # greatest speed in the middle.
-        farthest = (high - low) / 2 - band**2 / twice_braking
-        distance = np.outer(POLYGON, farthest)  # (K + 1, N) rad
-        speed = np.sqrt(twice_braking * ((high - low) / 2 - distance)) - band  # rad/s
-        slope = (speed[:-1] - speed[1:]) / (distance[1:] - distance[:-1])
-        most = speed[1:] + slope * distance[1:]  # each edge: speed + slope * distance <= most
-        edges = np.concatenate([slope / most, np.zeros((len(most), 1)), 1.0 / most], axis=1)
-        # Scaled down so that not even the greatest finite measurement overflows.
-        self._within = 0.5 / float(edges.max())
-        self._edges = edges * self._within  # (K, 2N + 1)
-        self._middle = np.concatenate([(high + low) / 2, np.zeros(n + 1)])  # (2N + 1,)
+        self._range = high - low
+        self._ends = np.stack([low, -high])  # (2, N) rad, towards each end as negative
+        self._twice_braking = 2.0 * robot.safety.braking_acceleration * (1.0 - BOX)
+        self._band = robot.safety.braking_band
+        # The first box is empty. Between positions and speeds lies a count word, a tiny number.
+        self._least, self._most = np.full(2 * n + 1, np.inf), np.ones(2 * n + 1)
+        self._least[n] = 0.0
+        self._flags = bytearray(2 * (2 * n + 1))
+        self._above, self._below = np.frombuffer(self._flags, np.bool_).reshape(2, -1)
         self.limit_effort(robot.effort_limit)
         self._weights, self._motion = np.zeros((2, 2 * n + 1))
         self._rest = np.zeros(n)  # (N,) shares of torque that do not depend on the state
-        product, used = np.empty((len(most), 2 * n + 1)), np.empty((len(most), n))
-        self._product, self._used, self._used_flat = product, used, used.reshape(-1)
-        self._product_pos, self._product_vel = product[:, :n], product[:, n + 1 :]
         self._motion_pos, self._motion_vel = self._motion[:n], self._motion[n + 1 :]
         self._share = np.empty(n)
 
@@ -180,17 +195,29 @@ class QuickTest:
 
     def passes(self, motion: NDArray[np.float64]) -> bool:
         """True if the command prepared last needs no bound at this state's `motion` (2N + 1,)."""
-        moved, product, share = self._motion, self._product, self._share
-        np.subtract(motion, self._middle, out=moved)
-        np.abs(moved, out=moved)
-        np.multiply(self._edges, moved, out=product)
-        np.add(self._product_pos, self._product_vel, out=self._used)
-        if not np.maximum.reduce(self._used_flat) <= self._within:
-            return False
-        np.multiply(motion, self._weights, out=moved)
-        np.add(self._motion_pos, self._motion_vel, out=share)
-        np.subtract(self._rest, share, out=share)
+        if not self._in_box(motion):
+            self._lay_box(motion)
+            if not self._in_box(motion):
+                return False
+        moved, share = self._motion, self._share
+        np.multiply(motion, self._weights, moved)
+        np.add(self._motion_pos, self._motion_vel, share)
+        np.subtract(self._rest, share, share)
         return bool(share.dot(share) < 1.0)
+
+    def _in_box(self, motion: NDArray[np.float64]) -> bool:
+        np.less_equal(self._least, motion, self._above)
+        np.less_equal(motion, self._most, self._below)
+        return 0 not in self._flags
+
+    def _lay_box(self, motion: NDArray[np.float64]) -> None:
+        """From each position a share of the way to either limit; speeds that its ends allow."""
+        n = len(self._rest)
+        way = np.stack([motion[:n], -motion[:n]]) - self._ends  # (2, N) rad to the ends
+        way = np.minimum(np.maximum(way, 0.0), self._range)  # absurd ones must not overflow
+        speed = np.sqrt(self._twice_braking * way) - self._band  # (2, N) rad/s
+        self._least[:n], self._most[:n] = motion[:n] - BOX * way[0], motion[:n] + BOX * way[1]
+        self._least[n + 1 :], self._most[n + 1 :] = -speed[0], speed[1]
 
 
 class SafetyFilter:
@@ -239,7 +266,8 @@ class SafetyFilter:
             self.previous[:] = cmd.joint_pos_target
             return None
         clip = None
-        views, motion = self._view(cmd), self._view(state).motion
+        views = self._views.get(id(cmd)) or self._view(cmd)
+        motion = (self._views.get(id(state)) or self._view(state)).motion
         raw = views.whole.tobytes()
         # A policy's target stays for ten ticks: what has passed need not be judged again.
         if raw != self._passed:
@@ -255,9 +283,7 @@ class SafetyFilter:
         return self._bound_torque(cmd, state, clip) or clip
 
     def _view(self, message: LowCmd | LowState) -> _Views:
-        views = self._views.get(id(message))
-        if views is None or views.message is not message:
-            self._views[id(message)] = views = _Views.of(message)
+        views = self._views[id(message)] = _Views.of(message)
         return views
 
     def _bound_absurd(self, cmd: LowCmd) -> bool:

@@ -27,6 +27,7 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "encoder_nan": ("no number as a position", {"joint": 3}),
     "velocity_nan": ("no number as a velocity", {"joint": 3}),
     "encoder_jump": ("a position jumps, so often", {"joint": 3, "rad": 0.5, "samples": 1}),
+    "encoder_reversed": ("a joint is measured with the wrong sign", {"joint": 3}),
     "encoder_stuck": ("position and velocity of a joint repeat, torque does not", {"joint": 3}),
     "motor_silent": ("a motor says nothing more: its last words repeat", {"joint": 3}),
     "motor_fault": ("error bits of a motor", {"joint": 3, "bits": 1}),
@@ -137,6 +138,9 @@ class Faults:
                 case "encoder_jump" if values["samples"] > 0:
                     values["samples"] -= 1
                     seen.q[joint] += values["rad"]
+                case "encoder_reversed":
+                    for each in MEASURED:
+                        getattr(seen, each)[joint] *= -1.0
                 case "encoder_stuck":
                     seen.q[joint] = self._keep(name, lambda j=joint: float(seen.q[j]))
                     seen.dq[joint] = 0.0

@@ -315,7 +315,7 @@ class LoggedRun:
         log: Log,
         topics: dict[str, Rows],
         span: tuple[int, int],
-        sent: Callable[[LowCmd], None],
+        sent: Callable[[LowCmd], object],
     ) -> None:
         self.log, self.topics, self.span, self._sent = log, topics, span, sent
         orders = {name: self._within(rows) for name, rows in topics.items()}

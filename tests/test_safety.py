@@ -11,11 +11,11 @@ import pytest
 from robot.messages import Command, LowCmd, LowState, Target
 from robot.model import load_robot
 from robot.safety import (
+    BOX,
     BUCKET_STATE,
     BUCKET_TARGET,
     GAIN,
     LIMITERS,
-    POLYGON,
     POSITION,
     QUAT_TOLERANCE,
     SOFTEST,
@@ -77,7 +77,7 @@ def bench() -> Bench:
 def test_the_robots_own_figures_are_what_these_tests_were_worked_out_for():
     assert (LIMITS.braking_acceleration, LIMITS.braking_band) == (40.0, 2.0)
     assert LIMITS.target_step_limit == 0.8
-    assert POLYGON == (0.0, 0.5, 0.8, 0.95, 1.0)
+    assert BOX == 0.1
     assert LIMITERS == ("gain", "step", "position", "torque")
     assert (GAIN, STEP, POSITION, TORQUE) == (1, 2, 4, 8)
     assert (QUAT_TOLERANCE, SOFTEST, BUCKET_STATE, BUCKET_TARGET) == (0.02, 1.0, 5, 3)
@@ -421,11 +421,11 @@ def test_a_command_within_all_bounds_passes_bit_for_bit():
     assert 30 < passed < 270
 
 
-def border(j: int, distance: float) -> float:
-    """Speed of the quick test's polygon at this distance from the middle of joint j."""
+def fastest(j: int, side: float, position: float) -> float:
+    """Speed of joint j towards a limit that can be braked from the end of a box around position."""
     low, high = ROBOT.position_limit[j]
-    corners = np.array([0.0, 0.5, 0.8, 0.95, 1.0]) * ((high - low) / 2 - 2.0**2 / 80.0)
-    return float(np.interp(distance, corners, np.sqrt(80.0 * ((high - low) / 2 - corners)) - 2.0))
+    way = high - position if side > 0 else position - low
+    return float(np.sqrt(80.0 * (1.0 - BOX) * way) - 2.0)
 
 
 def quick(bench: Bench) -> bool:
@@ -433,7 +433,7 @@ def quick(bench: Bench) -> bool:
     return bench.filter._quick.passes(block(bench.state, "joint_pos", "joint_vel"))
 
 
-def test_the_quick_test_is_sure_exactly_within_its_polygon():
+def test_the_quick_test_is_sure_exactly_of_speeds_that_can_be_braked_in_its_box():
     rng = np.random.default_rng(13)
     low, high = ROBOT.position_limit.T
     for _ in range(300):
@@ -441,16 +441,57 @@ def test_the_quick_test_is_sure_exactly_within_its_polygon():
         state, cmd = bench.state, bench.cmd
         state.joint_pos[:] = (low + high) / 2
         cmd.stiffness[:] = cmd.damping[:] = 0.0
-        j, side, way = int(rng.integers(N)), rng.choice(SIDES), rng.choice(SIDES)
-        distance = rng.uniform(0.0, (high[j] - low[j]) / 2 - 0.06)
-        state.joint_pos[j] += side * distance
+        j, side = int(rng.integers(N)), rng.choice(SIDES)
+        away = rng.uniform(BOX + 0.01, 1.0 - 0.12 / (high[j] - low[j]))  # not in the first box
+        state.joint_pos[j] += rng.choice(SIDES) * away * (high[j] - low[j]) / 2
         cmd.joint_pos_target[:] = state.joint_pos
-        speed = border(j, distance)
-        assert speed <= np.sqrt(80.0 * ((high[j] - low[j]) / 2 - distance)) - 2.0 + 1e-9
         for share, sure in ((0.999, True), (1.001, False)):
-            state.joint_vel[j] = way * share * speed
+            state.joint_vel[j] = side * share * fastest(j, side, state.joint_pos[j])
             assert quick(bench) is sure
             assert bench.unchanged()
+
+
+def test_the_quick_tests_box_stays_until_it_is_left_and_is_then_laid_anew():
+    rng = np.random.default_rng(15)
+    for _ in range(300):
+        bench = Bench()
+        state, cmd = bench.state, bench.cmd
+        cmd.stiffness[:] = cmd.damping[:] = 0.0
+        cmd.joint_pos_target[:] = state.joint_pos[:] = ROBOT.position_limit.mean(1)
+        j, side = int(rng.integers(N)), rng.choice(SIDES)
+        low, high = ROBOT.position_limit[j]
+        begin, way = (low + high) / 2, side * BOX * (high - low) / 2
+        slow = fastest(j, side, begin)
+        assert quick(bench)
+        state.joint_pos[j], state.joint_vel[j] = begin + 0.999 * way, 0.999 * side * slow
+        assert quick(bench), "within the box as it was laid, where speeds are those of its end"
+        state.joint_pos[j] = begin + 1.001 * way
+        assert not quick(bench), "a box around here allows less"
+        state.joint_vel[j] = 0.999 * side * fastest(j, side, state.joint_pos[j])
+        assert quick(bench)
+        state.joint_vel[j] *= 1.01
+        state.joint_pos[j] -= 0.01 * way
+        assert quick(bench) is bool(
+            abs(state.joint_vel[j]) <= fastest(j, side, state.joint_pos[j])
+        ), "left by speed: laid anew around where the joint is"
+        assert bench.unchanged()
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_quick_tests_box_reaches_less_far_to_the_nearer_limit(side):
+    wide = [j for j, (low, high) in enumerate(ROBOT.position_limit) if high - low > 2.2]
+    assert len(wide) > 5
+    for j in wide:
+        bench = Bench()
+        state, cmd = bench.state, bench.cmd
+        cmd.stiffness[:] = cmd.damping[:] = 0.0
+        state.joint_pos[:] = ROBOT.position_limit.mean(1)
+        limit = ROBOT.position_limit[j, 1 if side > 0 else 0]
+        cmd.joint_pos_target[:] = state.joint_pos
+        state.joint_pos[j] = limit - side * 0.2
+        assert quick(bench)
+        state.joint_pos[j] = limit - side * 0.04  # too near to stand there without a bound
+        assert not quick(bench)
 
 
 @pytest.mark.parametrize("value", [1.7e308, -1.7e308])

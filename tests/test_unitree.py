@@ -78,7 +78,7 @@ def test_the_crc_is_the_published_one_on_its_own_check_values():
     assert emulator_wire.checksum(bytes(20)) == 0x552D22C8
     # Byte-wise, "123456789" is the check value of the catalogue; two words and one byte of it
     # are no whole words, so the words of the image are not what is tested here.
-    mirrored = bytes(wire.BITS_REVERSED[list(b"123456789")])
+    mirrored = b"123456789".translate(wire.BITS_REVERSED)
     import zlib
 
     assert wire._reverse32(zlib.crc32(mirrored) ^ 0xFFFFFFFF) == 0x0376E6E7

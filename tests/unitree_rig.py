@@ -21,7 +21,7 @@ ROBOT = load_robot("g1")
 CODECS = make_codecs(ROBOT)
 DOMAIN = 20 + os.getpid() % 100  # test runs beside each other do not meet
 MS = 1_000_000
-LOOP = {"interface": "lo", "network": "127.0.0.0/8", "emulator": True}
+LOOP = {"interface": "lo", "network": "127.0.0.0/8", "emulator": True, "trust_signs": True}
 
 
 class SteppedEmulator:
@@ -100,7 +100,7 @@ class SteppedDriver(UnitreeDriver):
     def open(self) -> None:
         fresh = self._participant is None
         if fresh:
-            self.emulator.order(fresh=True, prop=True, **self._start)
+            self.emulator.order(**({"fresh": True, "prop": True} | self._start))
         super().open()
         if not fresh:
             return
