@@ -288,7 +288,7 @@ def cell_at(here: Moment, place: FloatArray) -> int | None:
 
 
 def write(labels: Labels, maps: NDArray[Any], path: Path) -> Path:
-    """The labels as arrays for NumPy (no pickles): what a network should have said at each map.
+    """The labels as plain arrays for NumPy: what a network should have said at each map.
 
     Holds of each height map instance, seq, frame_instance, frame_seq and now_ns as it was logged,
     then base_pos, heading, height and std as in Labels; of the footholds foothold_time_ns,

@@ -291,7 +291,7 @@ def test_no_pickle_eval_or_unsafe_yaml_anywhere():
         for folder in ("robot", "policies", "drivers", "sim2real")
         for path in (root / folder).rglob("*.py")
         for word in forbidden
-        if re.search(word, path.read_text())
+        if re.search(word, path.read_text().replace("allow_pickle=False", ""))
     ]
     # Training reads its own checkpoints; no policy file and no message comes that way.
     assert found in ([], ["train.py: pickle"])

@@ -191,6 +191,6 @@ def test_a_delay_shows_what_was_and_the_blind_are_of_every_family():
     some.reset(torch.arange(6), torch.full((6,), 0.7))
     seen = [some.told(*PLACE)[0].clone() for _ in range(3)]
     assert (seen[0] == 0.7).all() and (seen[1] == 0.7).all() and not (seen[2] == 0.7).all()
-    blind = Eyes(EXACT.model_copy(update={"blind": 0.5}), ground(12), 12, lambda *a: None).blind
+    blind = Eyes(EXACT.model_copy(update={"blind": 0.5}), ground(12), 12, torch.rand).blind
     assert {int(row) % 3 for row in torch.nonzero(blind[:, 0])} == {0, 1, 2}
     assert blind.mean() == 0.5
