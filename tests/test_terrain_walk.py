@@ -1,4 +1,4 @@
-"""The shipped walk that sees: what it reads, that it crosses boxes by perception's map, and blind."""
+"""The shipped walk that sees: what it reads, that it crosses boxes by a camera's map, and blind."""
 
 from __future__ import annotations
 
