@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table as Grid
 
-from policies.map_commands import WALK_S, WALKS, WORD, eval_map
+from policies.map_commands import WALK_QUICK_S, WALK_S, WALKS, WORD, eval_map
 from robot.config import UserError, check_positive, check_writable
 
 DRAWS, PIECES = 5, 40  # seeds where none are asked for: of the usual trials, of uneven ground
@@ -69,8 +69,8 @@ def run_eval(args: Eval) -> int:
     if args.quick and args.record:
         raise UserError("--record: a quick look is no judgement; leave out --quick")
     if args.policies == (WORD,):
-        seeds = 1 if args.quick else args.seeds or WALKS
-        return eval_map(args.net, seeds, WALK_S, args.jobs, args.json, args.report)
+        seeds, seconds = (1, WALK_QUICK_S) if args.quick else (args.seeds or WALKS, WALK_S)
+        return eval_map(args.net, seeds, seconds, args.jobs, args.json, args.report)
     if args.net:
         raise UserError("--net: is judged as a map; expected the word map in place of policy files")
     if args.terrain:
