@@ -8,10 +8,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Grid
 
-from robot.model import load_robot
-from robot.terrain_net import load_net
-from robot.topics import CAMERA
-
 WORD = Path("map")  # in place of a policy file
 WALKS, WALK_S = 2, 12.0  # over each family and camera, where no number is asked for; s of each
 WALK_QUICK_S = 1.5  # s; the first of them does not count
@@ -42,6 +38,9 @@ def eval_map(
         of_net,
         verdict,
     )
+    from robot.model import load_robot
+    from robot.terrain_net import load_net
+    from robot.topics import CAMERA
 
     methods: dict[str, Method] = {"geomap": geomap}
     if net is not None:

@@ -68,7 +68,7 @@ MISTAKES: dict[str, str] = {
     "run sim --policy none.onnx": "{here}/none.onnx: no such file; available there: other.onnx, standing.onnx, theirs.onnx",
     "run sim --policy typo.yaml": "{here}/typo.yaml: not an ONNX file",
     "run sim --policy lacking": "{here}/lacking: not a regular file",
-    "run sim --policy wlak": "--policy: got 'wlak', expected a file, none, or one that comes with Plexus; available: walk",
+    "run sim --policy wlak": "--policy: got 'wlak', expected a file, none, or one that comes with Plexus; available: terrain-walk, walk",
     "run sim --policy theirs.onnx": "{here}/theirs.onnx: metadata 'plexus_manifest' occurs 0 times, expected once; "
     "available: dof_names, kp, kd, command_ranges; files of other projects are converted by `plexus policy import`",
     "run sim --policy other.onnx": "{here}/other.onnx: manifest: a policy for robot 'h1', expected 'g1'",
