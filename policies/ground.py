@@ -98,7 +98,7 @@ class Ground:
     def due(self) -> Tensor:
         """(n,) the simulations whose boxes are to be looked at in this step."""
         self._steps += 1
-        every = torch.arange(self._steps % LAY_EVERY, len(self.rows), LAY_EVERY)
+        every = torch.arange(len(self.rows))[self._steps % LAY_EVERY :: LAY_EVERY]
         return every[self.rows[every]]
 
     def nearest(self, rows: Tensor, xy: Tensor) -> tuple[Tensor, Tensor, Tensor]:

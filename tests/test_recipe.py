@@ -61,5 +61,5 @@ def test_a_joint_map_is_asked_for_where_a_term_needs_one(tmp_path: Path):
 
 
 def test_an_unknown_recipe_lists_the_known():
-    with pytest.raises(UserError, match="available: terrain-walk, walk"):
+    with pytest.raises(UserError, match="available: terrain, terrain-walk, walk"):
         load_recipe("dance")
