@@ -13,6 +13,7 @@ import numpy as np
 
 from policies.sight import BLIND, make_sight
 from policies.trials import CONTROL_HZ, SETTLE_S, FloatArray, Trial, Walk, World, _load
+from robot.rotations import heading_of, rotation_matrix
 
 SPEED = 0.5  # m/s asked for, or the most that the policy may be asked
 LENGTH = 6.0  # m, a metre of it flat
@@ -65,8 +66,7 @@ def cross(crossing: Crossing) -> dict[str, float]:
 
 def steer(qpos: FloatArray, crossing: Crossing) -> FloatArray:
     """(3,) m/s, m/s, rad/s: ahead, and back to the x axis where the robot has strayed from it."""
-    w, x, y, z = qpos[3:7].tolist()
-    heading = math.atan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
+    heading = heading_of(rotation_matrix(qpos[3:7]))
     aim = min(max(-AIM_GAIN * float(qpos[1]), -AIM_MOST), AIM_MOST)
     away = math.remainder(aim - heading, 2.0 * math.pi)
     yaw_rate = min(max(TURN_GAIN * away, -crossing.turn_most), crossing.turn_most)

@@ -64,10 +64,8 @@ class Eyes:
         if len(due):
             self._draw(due)
         x, y, z, roll, pitch, turn = (part.unsqueeze(1) for part in self.pose.unbind(1))
-        cos, sin = torch.cos(turn), torch.sin(turn)
-        at = XY + self.cell
-        ahead, left = at[..., 0] * cos - at[..., 1] * sin + x, at[..., 0] * sin + at[..., 1] * cos
-        seen = self._look(base_pos, yaw, below, torch.stack([ahead, left + y], 2))
+        at = turned(XY + self.cell, turn) + torch.stack([x, y], 2)
+        seen = self._look(base_pos, yaw, below, at)
         seen = seen + z + XY[:, 0] * pitch + XY[:, 1] * roll
         seen = seen + self._uniform(-1, 1, *seen.shape) * self.recipe.white
         guess = seen.mean(1, keepdim=True)
@@ -93,11 +91,8 @@ class Eyes:
     def _look(self, base_pos: Tensor, yaw: Tensor, below: Tensor, at: Tensor) -> Tensor:
         height = (base_pos[:, 2] - below).unsqueeze(1).expand(-1, CELLS).clone()
         rows = torch.nonzero(self.ground.rows).flatten()
-        cos, sin, at = torch.cos(yaw[rows, None]), torch.sin(yaw[rows, None]), at[rows]
-        turned = torch.stack(
-            [at[..., 0] * cos - at[..., 1] * sin, at[..., 0] * sin + at[..., 1] * cos], 2
-        )
-        under = self.ground.heights(rows, turned + base_pos[rows, None, :2])
+        at = turned(at[rows], yaw[rows, None]) + base_pos[rows, None, :2]
+        under = self.ground.heights(rows, at)
         height[rows] = base_pos[rows, 2:] - under
         return height
 
@@ -109,6 +104,12 @@ class Eyes:
         """Go on from a state_dict of the same recipe and size."""
         for name in MEMORY:
             setattr(self, name, given[name].clone())
+
+
+def turned(xy: Tensor, angle: Tensor) -> Tensor:
+    """(n, k, 2) points turned about the origin by (n, 1) rad."""
+    cos, sin, (x, y) = torch.cos(angle), torch.sin(angle), xy.unbind(-1)
+    return torch.stack([x * cos - y * sin, x * sin + y * cos], -1)
 
 
 MEMORY = ("past", "delay", "left", "cell", "pose", "unseen")

@@ -76,7 +76,7 @@ class Ground:
         """How far one has got with each family, in levels."""
         kind = torch.arange(len(self.rows)) % self.families
         return [
-            self.level[self.rows & (kind == k)].float().nan_to_num().mean().item()
+            self.level[self.rows & (kind == k)].float().mean().nan_to_num().item()
             for k in range(self.families)
         ]
 
@@ -180,9 +180,8 @@ class _Boxes:
         """See Ground.nearest; terrain is (n,)."""
         away = xy.unsqueeze(1) - self.centre[terrain][..., :2]  # (n, M, 2)
         cos, sin = self.turn[terrain].unbind(2)
-        along = torch.stack(
-            [away[..., 0] * cos + away[..., 1] * sin, away[..., 1] * cos - away[..., 0] * sin], 2
-        )
+        x, y = away.unbind(2)
+        along = torch.stack([x * cos + y * sin, y * cos - x * sin], 2)
         outside = (along.abs() - self.half[terrain][..., :2]).clamp(min=0)
         slots = outside.square().sum(2).topk(SLOTS, largest=False).indices
         rows = terrain.unsqueeze(1)

@@ -13,6 +13,7 @@ import numpy as np
 from robot.geomap import SCAN_XY
 from robot.messages import HeightMap, LowState, Message, Truth
 from robot.model import Robot
+from robot.rotations import heading_of, rotation_matrix
 from robot.runs import CameraConfig, LogConfig, RunConfig, SimConfig
 from robot.stepped_eyes import SteppedEyes
 from robot.topics import make_codecs
@@ -28,7 +29,7 @@ INSTANCE = 1
 
 
 class TrueSight:
-    """The ground as it is, at every control tick.
+    """The ground as it is, whenever a policy asks.
 
     Args:
         world: with robot and ground.
@@ -39,11 +40,12 @@ class TrueSight:
         self._world = world
         self._out: HeightMap = make_codecs(robot)["height_map"].new()
 
-    def see(self, state: LowState, now_ns: int) -> HeightMap:
-        """Pelvis z minus ground z, in the yaw of the pelvis."""
+    def see(self, state: LowState, now_ns: int, asked: bool) -> HeightMap | None:
+        """Pelvis z minus ground z, in the yaw of the pelvis; None between policy ticks."""
+        if not asked:
+            return None
         qpos, out = self._world.driver.data.qpos, self._out
-        w, x, y, z = qpos[3:7].tolist()
-        yaw = math.atan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
+        yaw = heading_of(rotation_matrix(qpos[3:7]))
         cos, sin = math.cos(yaw), math.sin(yaw)
         places = SCAN_XY @ np.array([[cos, sin], [-sin, cos]]) + qpos[:2]
         out.height[:] = qpos[2] - self._world.heights(places)
@@ -71,8 +73,8 @@ class MappedSight:
         self._truth: Truth = codecs["truth"].new()
         self._eyes = SteppedEyes(run, robot, codecs, self._send)
 
-    def see(self, state: LowState, now_ns: int) -> HeightMap | None:
-        """The newest map, if this tick brought one."""
+    def see(self, state: LowState, now_ns: int, asked: bool) -> HeightMap | None:
+        """The newest map, if this tick brought one, `asked` or not."""
         self._send("low_state", state, now_ns)
         if state.tick % TRUTH_TICKS == 0:
             self._world.driver.truth(self._truth)

@@ -66,7 +66,7 @@ class DataRecipe(Strict):
     """of the episodes, from the end; at least one."""
 
 
-class TerrainRecipe(Strict):
+class NetRecipe(Strict):
     """A whole training of TerrainNet."""
 
     name: str
@@ -99,19 +99,19 @@ def _path(name_or_path: str | Path) -> Path:
     return path if path.suffix else RECIPES / f"{path.name}.yaml"
 
 
-def load_terrain_recipe(name_or_path: str | Path) -> TerrainRecipe:
+def load_terrain_recipe(name_or_path: str | Path) -> NetRecipe:
     """Read and check a recipe of TerrainNet.
 
     Raises:
         UserError: the first mistake, with its line.
     """
-    return load_yaml(_path(name_or_path), TerrainRecipe)
+    return load_yaml(_path(name_or_path), NetRecipe)
 
 
 # --- what is learned from -------------------------------------------------------------------------
 
 
-def walks(recipe: TerrainRecipe, folder: Path, jobs: int, show: Callable[[str], None]) -> list:
+def walks(recipe: NetRecipe, folder: Path, jobs: int, show: Callable[[str], None]) -> list:
     """Frames of every episode, from the folder or, where they are not there yet, made now."""
     data = recipe.data
     work = episodes(data.episodes, recipe.seed, data.episode_s)
@@ -145,7 +145,7 @@ class Streams:
         depth_scale_m: of their pictures.
     """
 
-    def __init__(self, walks: Sequence[Frames], recipe: TerrainRecipe, depth_scale_m: float):
+    def __init__(self, walks: Sequence[Frames], recipe: NetRecipe, depth_scale_m: float):
         self.walks, self.scale = walks, depth_scale_m
         self.count, self.length = recipe.streams, recipe.frames
         self.usable = [i for i, w in enumerate(walks) if len(w["time"]) >= recipe.frames]
@@ -197,7 +197,7 @@ class Streams:
 class TerrainTrainer:
     """Network, streams, and all that an exact continuation needs."""
 
-    def __init__(self, recipe: TerrainRecipe, data: Sequence[Frames], depth_scale_m: float) -> None:
+    def __init__(self, recipe: NetRecipe, data: Sequence[Frames], depth_scale_m: float) -> None:
         held = max(1, round(recipe.data.held_back * len(data)))
         torch.manual_seed(recipe.seed)
         self.recipe, self.scale, self.held_back = recipe, depth_scale_m, data[-held:]
@@ -314,7 +314,7 @@ class TerrainOptions:
     judge_iterations: int = 400
 
 
-def train_terrain(recipe: TerrainRecipe, out: Path, options: TerrainOptions | None = None) -> Path:
+def train_terrain(recipe: NetRecipe, out: Path, options: TerrainOptions | None = None) -> Path:
     """Train, and leave walks, checkpoints, curves and the network's file in `out`.
 
     Raises:
@@ -352,7 +352,7 @@ def train_terrain(recipe: TerrainRecipe, out: Path, options: TerrainOptions | No
     return path
 
 
-def finish(out: Path, recipe: TerrainRecipe) -> Path:
+def finish(out: Path, recipe: NetRecipe) -> Path:
     """Write the file of a run's best network, its deviations made to cover what they should."""
     from policies.terrain_export import calibrated, export_terrain, provenance
 
@@ -396,7 +396,7 @@ def keep(trainer: TerrainTrainer, out: Path) -> None:
         old.unlink()
 
 
-def _adjusted(recipe: TerrainRecipe, options: TerrainOptions) -> TerrainRecipe:
+def _adjusted(recipe: NetRecipe, options: TerrainOptions) -> NetRecipe:
     changes: dict[str, Any] = {"total_steps": options.steps, "seed": options.seed}
     if options.dry_run:
         changes |= {

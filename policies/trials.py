@@ -284,9 +284,10 @@ class Walk:
         state, given, now_ns = self.state, self.given, START_NS + self.ticks * PERIOD_NS
         self.world.driver.read(state)
         state.tick = self.ticks
-        if self._sight and (ground := self._sight.see(state, now_ns)) is not None:
+        asked = self.ticks % self.decimation == 0
+        if self._sight and (ground := self._sight.see(state, now_ns, asked)) is not None:
             self.pilot.look(ground)
-        if self.ticks % self.decimation:
+        if not asked:
             return None
         given.step, given.velocity[:] = self.ticks // self.decimation, velocity
         given.robot_time_ns = state.robot_time_ns

@@ -158,3 +158,13 @@ def eventually(check: Callable[[], Any], seconds: float = 20.0) -> Any:
             return value
         time.sleep(0.02)
     pytest.fail(f"not within {seconds} s: {check}")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, as training collects: sums depend on their number."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -19,12 +19,7 @@ WALK = load_recipe("walk")
 QUIET = {"start": {"joint": 0.0, "speed": 0.0, "tilt": 0.0, "drop": 0.0}}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def recipe(**changes: Any) -> Recipe:

@@ -78,9 +78,7 @@ class Cart(VecEnv):
         self.generator.set_state(given["random"])
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def flat(value: Any) -> list[torch.Tensor]:

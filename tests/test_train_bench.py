@@ -16,10 +16,7 @@ from policies.train_bench import PARTS, _round, measure
 from robot.cli import main
 from robot.model import load_robot
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_parts_add_up_to_the_whole_and_the_floor_is_the_same_for_all():
