@@ -643,12 +643,12 @@ class PilotReplay:
         snapshots = {int(now): row for row, now in enumerate(self.states.records["now_ns"])}
         times = records["now_ns"].tolist()
         given: PolicyInput = self.inputs.codec.new()
-        synced, before = False, None
+        synced, before, episode = False, None, -1
         placed = not place_of  # whether odometry, which outlives episodes, is where it was
         for row in range(len(targets)):
             name = targets.instances[row], targets.seqs[row]
             if before is None or name[0] != before[0]:  # another process
-                synced = name[1] == 1
+                synced, episode = name[1] == 1, int(records["episode"][row])
                 placed = synced or not place_of
                 self._each(Pilot.forget)
             elif name[1] != before[1] + 1:
@@ -659,7 +659,8 @@ class PilotReplay:
                 result.skip("the policy_input it answers is lost")
             else:
                 self.inputs.fill(given, where[consumed[row]])
-                synced = synced or given.step == 0 or given.episode != self.pilot.episode
+                synced = synced or given.step == 0 or given.episode != episode
+                episode = given.episode
                 if not synced:
                     result.skip("what the policy remembered is lost")
                 elif not all(self.maps.show(pilot, records[row]) for pilot in self._pilots()):

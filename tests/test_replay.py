@@ -139,6 +139,14 @@ def test_one_lost_message_makes_steps_incomplete_and_none_different(topic, swayi
         assert not control["incomplete"] and not pilot["incomplete"]
 
 
+def test_a_pilot_whose_first_targets_are_lost_is_incomplete_until_its_snapshot(swaying, tmp_path):
+    """A restarted pilot may speak before the recorder has joined it: what it carries is unknown."""
+    path = record(tmp_path, swaying, 6.0, lose=lambda t, count: t == "target" and count < 230)
+    result = check(path, tmp_path)
+    assert result["verdict"] == "same", result["notes"]
+    assert 0 < stage(result, "pilot")["incomplete"] <= 51
+
+
 def test_without_its_beginning_a_log_replays_from_its_first_snapshot(swaying, tmp_path):
     begin = 1.3 * SECOND
     seen = {"tick": 0}
