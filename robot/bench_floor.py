@@ -266,10 +266,9 @@ def hop_ours(setup: Setup) -> Job:
         message.tick += 1
         begin = clock.now_ns()
         publisher.send(message, begin)
-        while subscriber.wait(timeout_ms):
-            while answer := subscriber.receive():
-                if isinstance(answer, LowState) and answer.tick == message.tick:
-                    return clock.now_ns() - begin
+        while answer := subscriber.receive(timeout_ms):
+            if isinstance(answer, LowState) and answer.tick == message.tick:
+                return clock.now_ns() - begin
         return None
 
     _meet(lambda: ask(20), "hop")
@@ -291,7 +290,7 @@ def echo_hop_ours(setup: Setup) -> None:
     answer = codec.new()
     freeze_collector()
     while True:
-        given = subscriber.newest() if subscriber.wait(1000) else None
+        given = subscriber.newest(1000)
         if isinstance(given, LowState):
             answer.tick = given.tick
             publisher.send(answer, clock.now_ns())

@@ -172,7 +172,8 @@ class Subscriber:
         self.socket.setsockopt(zmq.SUBSCRIBE, b"")
         for topic in codecs:
             self.socket.connect(f"ipc://{endpoint(directory, topic)}")
-        self._awaited = [(self.socket, POLLIN)]
+        self._timeout_ms = -1
+        self._recv_into: Callable[..., int] = self.socket.recv_into
         self._getsockopt: Callable[[int], Any] = self.socket.getsockopt
         # The socket's descriptor tells of news since EVENTS was asked last. Polling it costs a
         # quarter of asking EVENTS, and mostly there are none.
@@ -180,28 +181,38 @@ class Subscriber:
         self._news.register(self.socket.getsockopt(zmq.FD), select.POLLIN)
         self._drained = False  # EVENTS has said that nothing is left
 
-    def wait(self, timeout_ms: int) -> bool:
-        """Block until something arrives, at most `timeout_ms`; True if something did."""
-        self._drained = False  # asks EVENTS itself, so the descriptor will not tell
-        # Socket.poll would build a Poller in each call, which costs more than the waiting itself.
-        return bool(zmq.zmq_poll(self._awaited, timeout_ms))
+    def receive(self, timeout_ms: int = 0) -> Message | None:
+        """The next good message, waiting for one frame at most `timeout_ms`; None if there is none.
 
-    def receive(self) -> Message | None:
-        """The next good message, or None when nothing is left. Never blocks, never raises."""
+        Never raises. Waiting is one call into ZeroMQ; polling first and then receiving are three.
+        """
+        if timeout_ms:
+            return self._await(timeout_ms)
         if self._drained and not self._news.poll(0):
             return None
         self._drained = False
         # Asking EVENTS costs a third of a receive that raises Again.
         while self._getsockopt(EVENTS) & POLLIN:
-            length = self.socket.recv_into(self._frame, flags=NOBLOCK)
+            length = self._recv_into(self._frame, flags=NOBLOCK)
             if message := self.inbox.accept(self._frame, length):
                 return message
         self._drained = True
         return None
 
-    def newest(self) -> Message | None:
-        """Drain the queue; the last good message, or None if none arrived."""
-        last = None
+    def _await(self, timeout_ms: int) -> Message | None:
+        if timeout_ms != self._timeout_ms:
+            self._timeout_ms = timeout_ms
+            self.socket.setsockopt(zmq.RCVTIMEO, timeout_ms)
+        self._drained = False  # the descriptor tells nothing of what this call has seen
+        try:
+            length = self._recv_into(self._frame)
+        except zmq.Again:
+            return None
+        return self.inbox.accept(self._frame, length)
+
+    def newest(self, timeout_ms: int = 0) -> Message | None:
+        """The last good message of the queue, waiting for a first one at most `timeout_ms`."""
+        last = self.receive(timeout_ms) if timeout_ms else None
         while message := self.receive():
             last = message
         return last

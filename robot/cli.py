@@ -591,8 +591,7 @@ def echo(args: Echo) -> int:
     left = args.count
     try:
         while left != 0 and (end is None or time.monotonic() < end):
-            subscriber.wait(50)
-            while left != 0 and (message := subscriber.receive()):
+            if message := subscriber.receive(50):
                 print(json.dumps(message.to_dict()), flush=True)
                 left = None if left is None else left - 1
     except KeyboardInterrupt:

@@ -483,9 +483,8 @@ class Control:
         follow = self.machine.mode == Mode.POLICY and authority.fresh(now_ns) and self.ramp.done
         valid = command.valid if follow else 0
         if valid & VALID_VELOCITY and np.isfinite(command.velocity).all():
-            np.clip(
-                command.velocity, self.info.velocity_min, self.info.velocity_max, out=out.velocity
-            )
+            np.maximum(command.velocity, self.info.velocity_min, out=out.velocity)
+            np.minimum(out.velocity, self.info.velocity_max, out=out.velocity)
         else:
             out.velocity[:] = 0.0
             valid &= ~VALID_VELOCITY

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import math
 import resource
 import sys
 import time
@@ -53,10 +54,10 @@ class BusPorts:
         else:
             deadline = clock.now_ns() + self.wait_ms * 1_000_000
             while not (isinstance(newest, Target) and newest.input_seq >= asked_seq):
-                remaining = (deadline - clock.now_ns()) // 1_000_000
-                if remaining < 0 or not self._targets.wait(max(1, remaining)):
+                left_ms = math.ceil((deadline - clock.now_ns()) * 1e-6)
+                if left_ms <= 0:
                     break
-                newest = self._targets.newest() or newest
+                newest = self._targets.receive(left_ms) or newest
         return newest if isinstance(newest, Target) else None
 
     def send(self, topic: str, message: Message, stamp_ns: int) -> int:

@@ -37,8 +37,7 @@ def main(node: Node) -> None:
     node.ready()
     told_ns = clock.now_ns()
     while not node.stopping:
-        frames.wait(STATES_MS)
-        frame, taken_ns = frames.newest(), clock.now_ns()
+        frame, taken_ns = frames.newest(STATES_MS), clock.now_ns()
         while state := states.receive():
             if isinstance(state, LowState):
                 perception.hear(state)

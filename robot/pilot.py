@@ -40,6 +40,9 @@ from robot.runs import SIMULATED, RunConfig
 from robot.topics import make_codecs
 
 INFO_PERIOD_NS = 1_000_000_000
+IDLE_MS = 100  # how often a pilot that nobody asks looks up
+REHEARSAL_MS = 2  # before the next input is due; a control period of the usual 500 Hz
+REHEARSED_NS = 1_000_000  # a step that takes longer is not rehearsed
 
 
 class Pilot:
@@ -111,11 +114,7 @@ class Pilot:
         if episode != self.episode or step == 0:
             session.reset()
             self.episode = episode
-        self._joint_pos[:] = given.joint_pos[self._observed]
-        self._joint_vel[:] = given.joint_vel[self._observed]
-        self._quat[:] = given.imu_quat_wxyz
-        self._gyro[:] = given.imu_gyro
-        self._fill_command(self._command, given)
+        self._fill(given)
         if session.reads_base_lin_vel:
             self._estimate(given)
             self._base_lin_vel[:] = self.estimator.velocity_b
@@ -128,6 +127,21 @@ class Pilot:
             now_ns, given.instance, given.seq, self.policy_id, episode, step, *self._map
         )
         return out
+
+    def rehearse(self, given: PolicyInput) -> None:
+        """Have the caches warm for the next step, which then takes half the time.
+
+        Changes nothing that lasts: `given` is what the last step was given.
+        """
+        self._fill(given)
+        self.session.rehearse()
+
+    def _fill(self, given: PolicyInput) -> None:
+        self._joint_pos[:] = given.joint_pos[self._observed]
+        self._joint_vel[:] = given.joint_vel[self._observed]
+        self._quat[:] = given.imu_quat_wxyz
+        self._gyro[:] = given.imu_gyro
+        self._fill_command(self._command, given)
 
     def locate(self, given: PolicyInput, now_ns: int) -> Odometry:
         """Where the robot is by the input of the last step; call it once, after that step.
@@ -263,15 +277,22 @@ def main(node: Node) -> None:
     states = Publisher(node.context, node.directory, "pilot_state", node.codecs["pilot_state"])
     freeze_collector()
     node.ready()
+    rest_ms = max(1, pilot.info.step_ns // 1_000_000 - REHEARSAL_MS)
+    last: PolicyInput | None = None  # what may be rehearsed with
     next_info = 0
     while not node.stopping:
-        inputs.wait(100)
-        given = inputs.newest()
+        given = inputs.newest(rest_ms)
+        if given is None:
+            if last is not None:
+                pilot.rehearse(last)
+            last, given = None, inputs.newest(IDLE_MS)
         now = clock.now_ns()
         if isinstance(given, PolicyInput):
             if maps is not None and isinstance(ground := maps.newest(), HeightMap):
                 pilot.look(ground)
             targets.send(pilot.step(given, now), now)
+            # A long step is long by its arithmetic: rehearsing it would only keep the next waiting.
+            last = given if clock.now_ns() - now < REHEARSED_NS else None
             places.send(pilot.locate(given, now), now)
             if state := pilot.remember(now):
                 states.send(state, now)

@@ -55,7 +55,7 @@ def connect(bus: Bus) -> tuple[Publisher, Subscriber]:
     message = STATE.new()
     for _ in range(200):
         publisher.send(message, 0)
-        if subscriber.wait(10):
+        if subscriber.receive(10):
             break
     time.sleep(0.02)
     subscriber.newest()
@@ -67,8 +67,7 @@ def test_content_arrives_with_header(bus, tmp_path):
     message = STATE.new()
     message.joint_pos[:] = range(29)
     seq = publisher.send(message, 123)
-    assert subscriber.wait(1000)
-    got = subscriber.receive()
+    got = subscriber.receive(1000)
     assert isinstance(got, LowState)
     assert (got.seq, got.stamp_ns, got.instance) == (seq, 123, publisher.outbox.instance)
     assert got.joint_pos.tolist() == list(range(29))
@@ -95,9 +94,10 @@ def test_several_topics_through_one_socket(bus, tmp_path):
     for _ in range(100):
         publisher.send(STATE.new(), 0)
         beat.send(BEAT.new(), 0)
-        both.wait(10)
-        while message := both.receive():
+        timeout_ms = 10
+        while message := both.receive(timeout_ms):
             seen.add(type(message).__name__)
+            timeout_ms = 0
         if len(seen) == 2:
             break
     assert seen == {"LowState", "Heartbeat"}
@@ -108,9 +108,21 @@ def test_subscriber_may_come_first(bus, tmp_path):
     publisher = bus.publisher()
     for _ in range(200):
         publisher.send(STATE.new(), 0)
-        if subscriber.wait(10):
+        if subscriber.receive(10):
             return
     pytest.fail("nothing arrived in 2 s")
+
+
+def test_waiting_ends_with_a_frame_or_with_its_time(bus, tmp_path):
+    publisher, subscriber = connect(bus)
+    begin = time.monotonic()
+    assert subscriber.receive(30) is None and subscriber.newest(30) is None
+    assert 0.06 <= time.monotonic() - begin < 1.0
+    for stamp in (1, 2, 3):
+        publisher.send(STATE.new(), stamp)
+    time.sleep(0.02)
+    got = subscriber.newest(1000)
+    assert got is not None and got.stamp_ns == 3 and subscriber.receive() is None
 
 
 def test_second_publisher_is_refused_and_the_first_goes_on(bus, tmp_path):
@@ -118,7 +130,7 @@ def test_second_publisher_is_refused_and_the_first_goes_on(bus, tmp_path):
     with pytest.raises(UserError, match="topic 'low_state' has a publisher already, process"):
         bus.publisher()
     publisher.send(STATE.new(), 0)
-    assert subscriber.wait(1000)
+    assert subscriber.receive(1000)
 
 
 def test_endpoint_of_a_killed_run_is_taken_over(bus, tmp_path):
@@ -190,8 +202,7 @@ def test_foreign_frames_are_counted_and_the_connection_survives(bus, frame, caus
     deadline = time.monotonic() + 5
     got = None
     while got is None and time.monotonic() < deadline:
-        subscriber.wait(50)
-        got = subscriber.receive()
+        got = subscriber.receive(50)
     assert got is not None and got.stamp_ns == 5
     assert dict(subscriber.inbox.drops) == {cause: 1}
 

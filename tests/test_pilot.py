@@ -112,6 +112,17 @@ def test_a_policy_sees_the_newest_map_and_is_told_when_it_is_too_old(
     assert lean(pilot, plain, 0, limit) == pytest.approx(flat, abs=1e-5)
 
 
+def test_a_pilot_that_rehearses_answers_to_the_byte_as_one_that_does_not(run: RunConfig) -> None:
+    one, other = load_pilot(run, ROBOT), load_pilot(run, ROBOT)
+    for step in range(8):
+        asked = given(step)
+        asked.joint_pos += 0.01 * step
+        asked.velocity[0] = 0.1 * step
+        expected = one.step(asked, step * STEP_NS).copy()
+        assert bytes(other.step(asked, step * STEP_NS).buffer) == bytes(expected.buffer)
+        other.rehearse(asked)
+
+
 def logged(run: RunConfig, folder: Path, lost: int | None = None) -> Log:
     """A second of a pilot that looks at a map every third step; one map may miss in the log."""
     pilot = load_pilot(run, ROBOT)

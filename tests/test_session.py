@@ -76,6 +76,22 @@ def test_steps_thread_the_carry_and_first_is_seen_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_rehearsal_changes_nothing_that_lasts(steps: int) -> None:
+    one, other = PolicySession(toy()), PolicySession(toy())
+    for session in (one, other):
+        for _ in range(steps):
+            session.step(joint_pos=[1.0, 2.0])
+    first, carry = other.first, other.carry()
+    other.inputs["joint_pos"][0] = 9.0
+    other.rehearse()
+    assert other.observation[0] == 9.0, "it did compute"
+    assert other.first == first and all((carry[n] == v).all() for n, v in other.carry().items())
+    for _ in range(3):
+        assert one.step(joint_pos=[3, 4]).tolist() == other.step(joint_pos=[3, 4]).tolist()
+        assert one.observation.tolist() == other.observation.tolist()
+
+
 @pytest.mark.parametrize("steps", [1, 2])  # from either of the two bindings
 def test_reset_starts_the_same_episode_again(steps: int) -> None:
     session = PolicySession(toy())
