@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivers import unitree_wire as wire
-from drivers.unitree_imu import ImuWatch
+from drivers.unitree_imu import ImuWatch, LegWatch
 from robot.model import Robot
 from robot.modes import BIT
 from robot.runs import UnitreeConfig
@@ -33,7 +33,7 @@ SATURATED_NS = 50 * MS  # S8
 RESTART_MS = 1000  # the robot's clock went back by more: it restarted
 FLOWING_NS = 100 * MS  # commands for so long: motors cannot have missed them
 LATE_SHARE = 0.3  # of the repetitions that are too many: three periods of ten (A1)
-WRONG_MS = 300  # doubts about gravity for so long (S6)
+WRONG_MS, LEGS_WRONG_MS = 300, 150  # doubts about gravity, about the legs, for so long (S6)
 COLDEST, HOTTEST = 1, 200  # degrees that a motor may have; 0 and 255 are no temperatures (S15)
 
 
@@ -108,7 +108,7 @@ class StateWatch:
         self.arrival_ns, self.tick = 0, 0  # of the newest state; ms, never wraps
         self._imu = b""
         self.imu_repeats = 0
-        self.imu = ImuWatch()
+        self.imu, self.legs = ImuWatch(), LegWatch(robot)
         self.motor_repeats, self.stuck = np.zeros(n, np.int32), np.zeros(n, np.int32)  # samples
         self._most_repeats = self._most_stuck = 0
         # Answers lie in bytes, which are searched in a tenth of the time that NumPy takes for them.
@@ -170,7 +170,9 @@ class StateWatch:
         self.has_state, self.arrival_ns = True, now_ns
         self.counts.accepted += 1
         self._compare(energised)
-        self.imu.hear(self.now.quat, self.now.gyro, self.now.accel, passed_ms)
+        now = self.now
+        self.imu.hear(now.quat, now.gyro, now.accel, passed_ms)
+        self.legs.hear(now.quat, now.q, now.tau, passed_ms)
         offset = now_ns - self.tick * MS
         drifted = None if self._offset_ns is None else self._offset_ns + self._drift * ahead * MS
         self._offset_ns = offset if drifted is None else min(offset, drifted)
@@ -315,11 +317,13 @@ class StateWatch:
         return found
 
     def _imu_alerts(self) -> int:
-        """What the IMU says against itself (S6, S7)."""
-        doubted = self.imu.doubted_ms
+        """What the IMU says against itself and against the legs (S6, S7)."""
+        doubted, by_legs = self.imu.doubted_ms, self.legs.doubted_ms
         return (
             (BIT["imu_doubtful"] if doubted else 0)
             | (BIT["imu_wrong"] if doubted >= WRONG_MS else 0)
+            | (BIT["imu_off_legs"] if by_legs else 0)
+            | (BIT["imu_against_legs"] if by_legs >= LEGS_WRONG_MS else 0)
             | (BIT["gyro_doubtful"] if self.imu.drifts else 0)
         )
 

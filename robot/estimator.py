@@ -59,7 +59,7 @@ class Estimator:
     """
 
     def __init__(self, robot: Robot) -> None:
-        self._model, feet = _legs(robot)
+        self._model, feet = make_legs(robot)
         self._data = mujoco.MjData(self._model)
         self._bodies = [self._model.site(name).bodyid[0] for name in FEET]
         self._corners = feet  # (2, 4, 3) m, in the frame of the foot's body
@@ -152,7 +152,7 @@ class Estimator:
         return points, flow
 
 
-def _legs(robot: Robot) -> tuple[mujoco.MjModel, FloatArray]:
+def make_legs(robot: Robot) -> tuple[mujoco.MjModel, FloatArray]:
     """The pelvis with its legs alone, and (2, 4, 3) m, corners of the soles in their bodies."""
     spec = mujoco.MjSpec.from_file(str(robot.mjcf))
     for thing in (*spec.sensors, *spec.actuators, *spec.cameras, *spec.excludes):

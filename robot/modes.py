@@ -105,6 +105,10 @@ FAULTS: tuple[Fault, ...] = (
           "the IMU feels gravity elsewhere for 0.3 s", escalate_s=0.5),
     Fault("gyro_doubtful", Action.WARN, Clear.AUTO, ARMED, False,
           "the gyro says another turning than the orientation"),
+    Fault("imu_off_legs", Action.WARN, Clear.AUTO, ARMED, True,
+          "the sole of the leg that bears is steep, if the IMU is right"),
+    Fault("imu_against_legs", Action.HOLD, Clear.AUTO, WALKING, True,
+          "that sole is steep for 0.15 s", escalate_s=0.5),
 )  # fmt: skip
 # Rows that act on the mode; a WARN is only told.
 ACTING = sum(1 << i for i, fault in enumerate(FAULTS) if fault.action > Action.WARN)

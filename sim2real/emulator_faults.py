@@ -10,22 +10,25 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from robot.config import UserError, listing
 
+ALWAYS = 1 << 62  # samples
 # Name: what it does, with the values it takes and their defaults.
 SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     # measurements
     "imu_frozen": ("the pelvis IMU repeats itself, bit for bit", {}),
     "imu_nan": ("no number in the quaternion", {}),
     "imu_scale": ("a quaternion of another length", {"scale": 1.05}),
-    "imu_turned": ("the IMU is mounted upside down", {}),
+    "imu_turned": ("the IMU feels as if mounted upside down, and says otherwise", {}),
+    "imu_mounted": ("the whole IMU is turned about its axis 0, 1 or 2", {"axis": 1, "degrees": 30}),
     "gyro_saturated": ("the rate about x at full scale", {"rate": 34.9}),
     "gyro_bias": ("a bias on the rate about y", {"bias": 0.3}),
-    "encoder_nan": ("no number as a position", {"joint": 3}),
-    "velocity_nan": ("no number as a velocity", {"joint": 3}),
+    "encoder_nan": ("no number as a position", {"joint": 3, "value": np.nan, "samples": ALWAYS}),
+    "velocity_nan": ("no number as a velocity", {"joint": 3, "value": np.nan, "samples": ALWAYS}),
     "encoder_jump": ("a position jumps, so often", {"joint": 3, "rad": 0.5, "samples": 1}),
     "encoder_reversed": ("a joint is measured with the wrong sign", {"joint": 3}),
     "encoder_stuck": ("position and velocity of a joint repeat, torque does not", {"joint": 3}),
@@ -43,7 +46,7 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "delayed": ("states arrive late", {"ms": 30}),
     "duplicate": ("every state twice", {}),
     "reorder": ("every two states swapped", {}),
-    "garbage": ("one bit of every state is flipped", {}),
+    "garbage": ("one bit of this share of states is flipped", {"share": 1.0}),
     # commands coming in
     "deaf": ("commands are not taken", {}),
     "no_timeout": ("motors never notice that commands stopped", {}),
@@ -127,16 +130,17 @@ class Faults:
                     seen.quat *= values["scale"]
                 case "imu_turned":
                     seen.accel *= (1.0, -1.0, -1.0)
+                case "imu_mounted":
+                    _mount(seen, values["axis"], np.radians(values["degrees"]))
                 case "gyro_saturated":
                     seen.gyro[0] = values["rate"]
                 case "gyro_bias":
                     seen.gyro[1] += values["bias"]
-                case "encoder_nan":
-                    seen.q[joint] = np.nan
-                case "velocity_nan":
-                    seen.dq[joint] = np.nan
-                case "encoder_jump" if values["samples"] > 0:
-                    values["samples"] -= 1
+                case "encoder_nan" if self._left(values):
+                    seen.q[joint] = values["value"]
+                case "velocity_nan" if self._left(values):
+                    seen.dq[joint] = values["value"]
+                case "encoder_jump" if self._left(values):
                     seen.q[joint] += values["rad"]
                 case "encoder_reversed":
                     for each in MEASURED:
@@ -165,6 +169,12 @@ class Faults:
                 case "remote":
                     seen.remote = values
 
+    @staticmethod
+    def _left(values: dict[str, Any]) -> bool:
+        """True for as many samples as were asked for."""
+        values["samples"] -= 1
+        return values["samples"] >= 0
+
     def _keep(self, name: str, now: Any) -> Any:
         if name not in self._kept:
             self._kept[name] = now()
@@ -175,7 +185,7 @@ class Faults:
         active = self.active
         if "off" in active or ("lost" in active and self._rng.random() < active["lost"]["share"]):
             return []
-        if "garbage" in active:
+        if "garbage" in active and self._rng.random() < active["garbage"]["share"]:
             spoilt = bytearray(frame)
             spoilt[200] ^= 0x10
             frame = bytes(spoilt)
@@ -195,3 +205,14 @@ class Faults:
             self._held = None
             return pair
         return [frame]
+
+
+def _mount(seen: Measurements, axis: int, angle: float) -> None:
+    """What an IMU says that is turned by `angle` against the pelvis."""
+    turn, half, quat = np.zeros(4), 0.5 * angle, np.zeros(4)
+    turn[0], turn[1 + axis] = np.cos(half), np.sin(half)
+    mujoco.mju_mulQuat(quat, seen.quat, turn)
+    rotation = np.zeros(9)
+    mujoco.mju_quat2Mat(rotation, turn)
+    seen.quat = quat
+    seen.gyro, seen.accel = (each @ rotation.reshape(3, 3) for each in (seen.gyro, seen.accel))

@@ -109,11 +109,14 @@ REACTIONS: dict[str, dict[Mode, Mode]] = {
         Mode.STANDUP: Mode.SOFT_STOP,
     },
     "gyro_doubtful": {},
+    "imu_off_legs": {},
+    "imu_against_legs": {Mode.POLICY: Mode.HOLD, Mode.HOLD: Mode.HOLD},
 }  # fmt: skip
 NO_ENTRY = {
     "internal_error", "driver_fault", "state_invalid", "state_stale", "manager_lost", "fallen",
     "tilt", "remote_stop", "motor_overheated", "battery_empty", "motor_hot", "temperature_unknown",
     "battery_entry", "timeout_unknown", "imu_doubtful", "imu_wrong",
+    "imu_off_legs", "imu_against_legs",
 }  # fmt: skip
 
 
@@ -343,7 +346,7 @@ def test_hold_by_tilt_goes_back_by_itself_only_with_a_fresh_command():
     assert run(stale, conditions(), 16 * MS, Ask.ENGAGE) == ModeState(Mode.POLICY, 16 * MS)
 
 
-@pytest.mark.parametrize("fault", ["tilt", "imu_wrong"])
+@pytest.mark.parametrize("fault", ["tilt", "imu_wrong", "imu_against_legs"])
 def test_hold_by_tilt_or_imu_becomes_a_soft_stop_after_half_a_second(fault):
     hold = run(begin(Mode.POLICY), conditions(fault), 1 * S)
     assert run(hold, conditions(fault), 1_499_999_999) == hold
@@ -396,11 +399,13 @@ def test_every_clear_condition_of_a_hold_is_one_that_the_machine_knows():
     assert {f.name: f.clear for f in FAULTS if f.action == Action.HOLD} == {
         "tilt": Clear.AUTO,
         "imu_wrong": Clear.AUTO,
+        "imu_against_legs": Clear.AUTO,
         "command_stale": Clear.ENGAGE,
     }
     assert {f.name: f.escalate_s for f in FAULTS if f.escalate_s} == {
         "tilt": 0.5,
         "imu_wrong": 0.5,
+        "imu_against_legs": 0.5,
     }
     latches = {f.clear for f in FAULTS if f.action > Action.HOLD}
     assert latches == {Clear.RESET}

@@ -1,15 +1,19 @@
-"""The IMU's agreement with itself, by hand: at rest, turning, a wrong axis, a drifting gyro."""
+"""An IMU's agreement with itself and the legs: at rest, turning, wrong axes, a drifting gyro."""
 
 from __future__ import annotations
 
 import math
 
+import mujoco
 import numpy as np
 import pytest
 
-from drivers.unitree_imu import GRAVITY, OFF_RATE, ImuWatch, turning
+from drivers.unitree_imu import GRAVITY, OFF_LEGS, OFF_RATE, ImuWatch, LegWatch, turning
+from robot.model import compile_model, load_robot
 
 UP = np.array([1.0, 0.0, 0.0, 0.0])
+ROBOT = load_robot("g1")
+LEFT, RIGHT = (ROBOT.joint_names.index(f"{side}_knee_joint") for side in ("left", "right"))
 
 
 def about(axis: int, angle: float) -> np.ndarray:
@@ -92,3 +96,73 @@ def test_turning_is_in_the_body_frame_and_signs_of_quaternions_do_not_count(axis
     c, s = math.cos(0.001), math.sin(0.001)
     after = (c * w, c * x, s * x, s * w)  # world z turn, then the pose
     assert turning((w, x, 0.0, 0.0), after, 0.002) == pytest.approx((0.0, 1.0, 0.0), abs=1e-5)
+
+
+# --- against the legs ---------------------------------------------------------------------------
+
+
+class Legs:
+    """A pose, which knee carries what, and what the IMU must say if one sole lies flat."""
+
+    def __init__(self, seed: int = 3) -> None:
+        self.pos = ROBOT.stand_joint_pos + np.random.default_rng(seed).uniform(
+            -0.25, 0.25, ROBOT.num_joints
+        )
+        self.torque = np.zeros(ROBOT.num_joints)
+        self.model = compile_model(ROBOT)
+        self.data = mujoco.MjData(self.model)
+
+    def quat(self, side: str) -> np.ndarray:
+        """(4,) of a pelvis above a flat sole: the foot's own rotation, backwards."""
+        self.data.qpos[:7], self.data.qpos[7:] = (0, 0, 0, 1, 0, 0, 0), self.pos
+        mujoco.mj_kinematics(self.model, self.data)
+        foot, quat = self.data.site(f"{side}_foot").xmat.reshape(3, 3), np.zeros(4)
+        mujoco.mju_mat2Quat(quat, foot.T.flatten())
+        return quat
+
+    def hear(self, quat: np.ndarray, ms: int = 1000) -> LegWatch:
+        watch = LegWatch(ROBOT)
+        for _ in range(ms // 2):
+            watch.hear(quat, self.pos, self.torque, 2)
+        return watch
+
+
+@pytest.mark.parametrize(("side", "knee"), [("left", LEFT), ("right", RIGHT)])
+def test_s6_the_sole_of_the_leg_that_bears_is_level_and_the_other_does_not_count(side, knee):
+    legs = Legs()
+    legs.torque[[LEFT, RIGHT]] = 5.0
+    legs.torque[knee] = -20.0
+    assert legs.hear(legs.quat(side)).off == pytest.approx(0.0, abs=1e-6)
+    other = "right" if side == "left" else "left"
+    assert legs.hear(legs.quat(other)).off > 0.1
+
+
+@pytest.mark.parametrize(("axis", "degrees"), [(0, 35), (0, -90), (1, 45), (1, 180)])
+def test_s6_an_imu_that_is_wholly_turned_is_off_by_as_much(axis, degrees):
+    legs, quat, angle = Legs(), np.zeros(4), math.radians(abs(degrees))
+    legs.torque[LEFT] = 20.0
+    legs.pos[:12] = 0.0  # legs as straight as can be: sole and pelvis have one way up
+    mujoco.mju_mulQuat(quat, legs.quat("left"), about(axis, math.radians(degrees)))
+    watch = legs.hear(quat)
+    assert watch.off == pytest.approx(angle, rel=1e-3) and watch.doubted_ms > 500
+    # A first-order answer in steps of 20 ms.
+    steps = math.ceil(math.log(1.0 - OFF_LEGS / angle) / math.log(0.8))
+    assert legs.hear(quat, 20 * (steps - 1)).doubted_ms == 0
+    assert legs.hear(quat, 20 * steps).doubted_ms == 20
+
+
+def test_s6_what_the_legs_cannot_tell():
+    """Legs in the air tell nothing, nor does anything tell of a turn about the vertical."""
+    legs = Legs()
+    turned = about(0, 1.0)
+    assert legs.hear(turned).off == 0.0
+    legs.torque[LEFT], legs.pos[:12] = 20.0, 0.0
+    assert legs.hear(about(2, 1.5)).off == pytest.approx(0.0, abs=1e-6)
+    watch = legs.hear(turned)
+    assert watch.off > OFF_LEGS
+    watch.hear(turned * np.nan, legs.pos, legs.torque, 20)
+    watch.hear(turned, legs.pos * np.nan, legs.torque, 20)
+    assert math.isfinite(watch.off)
+    for _ in range(100):
+        watch.hear(turned, legs.pos, np.zeros_like(legs.torque), 20)
+    assert watch.off < 1e-6 and watch.doubted_ms == 0

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from drivers.unitree import UnitreeDriver
 from robot.messages import LowCmd
 from robot.model import Robot, load_robot
@@ -107,12 +109,19 @@ class SteppedDriver(UnitreeDriver):
         if self._commands is not None:
             self._await(lambda: self._commands.readers > 0)  # type: ignore[union-attr]
         self._heard_before = self.emulator.last["received"]
+        self._written = 0
         self.emulator.order(prop=False, reset=True)
 
     def write(self, cmd: LowCmd) -> None:
-        super().write(cmd)
-        self._written += self._commands is not None
-        self.step(2)
+        try:
+            super().write(cmd)
+        finally:  # time passes, also where nothing could be sent
+            self.step(2)
+
+    def _send(self, values: np.ndarray) -> bool:
+        sent = super()._send(values)
+        self._written += sent
+        return sent
 
     def step(self, ms: int) -> None:
         """Let the emulator go on, once it has heard all that was written."""
