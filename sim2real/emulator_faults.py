@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 
 from robot.config import UserError, listing
 
-ALWAYS = 1 << 62  # samples
+ALWAYS = 1_000_000_000  # samples
+ROOM = {"joint": 29, "axis": 3}  # how many there are of what is chosen by number
 # Name: what it does, with the values it takes and their defaults.
 SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     # measurements
     "imu_frozen": ("the pelvis IMU repeats itself, bit for bit", {}),
     "imu_nan": ("no number in the quaternion", {}),
     "imu_scale": ("a quaternion of another length", {"scale": 1.05}),
-    "imu_turned": ("the IMU feels as if mounted upside down, and says otherwise", {}),
+    "imu_turned": ("its accelerometer alone is mounted upside down", {}),
     "imu_mounted": ("the whole IMU is turned about its axis 0, 1 or 2", {"axis": 1, "degrees": 30}),
     "gyro_saturated": ("the rate about x at full scale", {"rate": 34.9}),
     "gyro_bias": ("a bias on the rate about y", {"bias": 0.3}),
@@ -98,9 +99,11 @@ class Faults:
         if name not in SWITCHES:
             raise UserError(f"fault {name!r} is unknown; available: {listing(SWITCHES, 99)}")
         known = SWITCHES[name][1]
-        for key in values or {}:
+        for key, value in (values or {}).items():
             if key not in known:
                 raise UserError(f"fault {name!r} takes no {key!r}; available: {listing(known)}")
+            if key in ROOM and value not in range(ROOM[key]):
+                raise UserError(f"fault {name!r}: got {key} {value}, expected 0 to {ROOM[key] - 1}")
         self.active[name] = known | (values or {})
         self._kept.pop(name, None)
         self._late.clear()

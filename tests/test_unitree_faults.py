@@ -18,6 +18,7 @@ pytest.importorskip("cyclonedds")
 
 from drivers.unitree_wire import MOTOR_FAULTS, motor_fault_names
 from robot import control
+from robot.config import UserError
 from robot.log import Log
 from robot.log_writer import open_log
 from robot.messages import Mode, Truth
@@ -25,6 +26,7 @@ from robot.modes import BIT, FAULT
 from robot.pilot import load_pilot
 from robot.runs import load_run
 from robot.safety import LIMITERS
+from sim2real.emulator_faults import Faults
 from sim2real.lockstep import START_NS, Lockstep, LockstepOptions
 from sim2real.replay import ControlReplay
 from tests.test_faults import SHORT, StandingPilot
@@ -172,6 +174,21 @@ def case(emulator: SteppedEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for each in made:
         each.driver.close()
         each.log.close("done")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("imu_lost", {}, "fault 'imu_lost' is unknown; available: imu_frozen"),
+        ("off", {"joint": 3}, "fault 'off' takes no 'joint'; available: nothing"),
+        ("motor_off", {"joint": 29}, "fault 'motor_off': got joint 29, expected 0 to 28"),
+        ("imu_mounted", {"axis": -1}, "fault 'imu_mounted': got axis -1, expected 0 to 2"),
+    ],
+)
+def test_a_fault_that_there_is_not_is_one_sentence(name: str, values: dict[str, Any], said: str):
+    with pytest.raises(UserError) as error:
+        Faults().throw(name, values)
+    assert str(error.value).startswith(said)
 
 
 # Fault, values, budget in ms from the first faulty state, words of the reason.
