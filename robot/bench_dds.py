@@ -19,7 +19,7 @@ from drivers import unitree_wire as wire
 from drivers.dds import Participant, RawWriter
 from drivers.unitree import UnitreeDriver
 from robot import clock
-from robot.bench_figures import Pair, Row, make_row, skips, spread, take_turns
+from robot.bench_figures import Pair, Row, make_row, more, skips, spread, take_turns
 from robot.bench_floor import (
     ANSWER_S,
     CONTROL_HZ,
@@ -112,7 +112,8 @@ def _loops(robot: Player, computer: Player, seconds: float) -> dict[str, Row]:
             "dds_period", late,
             f"how far a command's period is off {PERIOD_NS * 1e-3:.0f} us at the receiver; floor: "
             "a bare loop with a constant message",
-            period_us=seen["ours"], floor_period_us=seen["bare"], **skips(late),
+            period_us=seen["ours"], floor_period_us=seen["bare"],
+            **skips(late), **more(late),
         ),
         "dds_cpu": make_row(
             "dds_cpu", cpu,
@@ -172,20 +173,17 @@ class Peer:
         return None
 
     def hear(self, seconds: float) -> Samples:
-        """us between the arrivals of commands, and periods in which none came.
-
-        A state goes out as a command has come: on a schedule of its own, this end would make states
-        while commands arrive in some rounds, and in others not.
-        """
+        """us between the arrivals of commands, and periods in which none came."""
         arrivals: list[int] = []
         due = clock.now_ns()
         end = due + round(seconds * 1e9)
         while (now := clock.now_ns()) < end:
-            if now < due and self._wait(due - now):
+            if now >= due:
+                self._prepare()
+                self._states.write(self._frame.payload)
+                due += ((now - due) // PERIOD_NS + 1) * PERIOD_NS
+            elif self._wait(due - now):
                 arrivals += [clock.now_ns()] * len(self._commands.take())
-            self._prepare()
-            self._states.write(self._frame.payload)
-            due = clock.now_ns() + 2 * PERIOD_NS
         periods = np.diff(np.array(arrivals[2:], np.int64))  # the first ones find cold caches
         passed = np.maximum(0, np.rint(periods / PERIOD_NS) - 1)
         return Samples(periods * 1e-3, int(passed.sum()))

@@ -94,6 +94,22 @@ def bootstrap(medians: NDArray[np.float64]) -> tuple[float, float]:
     return round(float(low), 3), round(float(high), 3)
 
 
+def more(pairs: list[Pair]) -> dict[str, Any]:
+    """By how many us ours is above the floor, round by round (95 %).
+
+    Where the floor is next to nothing, a ratio tells of the machine.
+    """
+    medians = [(np.median(f.us), np.median(o.us)) for f, o in pairs if len(f.us) and len(o.us)]
+    above = np.diff(np.array(medians).reshape(-1, 2), axis=1)[:, 0]
+    if len(above) < 2:
+        return {}
+    rng = np.random.default_rng(0)
+    middle = np.median(above[rng.integers(len(above), size=(BOOTSTRAPS, len(above)))], axis=1)
+    low, high = np.percentile(middle, [2.5, 97.5])
+    told = round(float(np.median(above)), 1)
+    return {"more_us": told, "more_us_ci": (round(float(low), 1), round(float(high), 1))}
+
+
 def spread(us: NDArray[np.float64]) -> dict[str, float]:
     """Percentiles of a series, empty for an empty one."""
     points = {"p50": 50.0, "p99": 99.0, "max": 100.0}
@@ -130,4 +146,6 @@ def print_rows(rows: list[Row]) -> None:
         )  # fmt: skip
     Console().print(table)
     for row in rows:
-        print(f"{row.name}: {row.note}")
+        above = row.extra.get("more_us_ci")
+        told = f"; {above[0]:g} to {above[1]:g} us above it" if above else ""
+        print(f"{row.name}: {row.note}{told}")

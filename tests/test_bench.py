@@ -166,3 +166,16 @@ def test_the_ratio_is_of_the_rounds_medians() -> None:
     assert row.ci == (2.0, 2.0)
     with pytest.raises(UserError, match="timer measured nothing"):
         bench_figures.make_row("timer", pairs[3:], "by hand")
+
+
+def test_how_far_above_the_floor_is_told_round_by_round():
+    """Rounds differ by much more than the two sides of one do."""
+    pairs = [
+        (Samples(np.full(9, floor)), Samples(np.full(9, floor + above)))
+        for floor, above in ((5.0, 10.0), (80.0, 12.0), (20.0, 9.0), (300.0, 10.0))
+    ]
+    told = bench_figures.more(pairs)
+    assert told["more_us"] == 10.0
+    low, high = told["more_us_ci"]
+    assert 9.0 <= low < high <= 12.0
+    assert bench_figures.more(pairs[:1]) == bench_figures.more([]) == {}
