@@ -245,9 +245,9 @@ def test_a_policy_that_asks_for_velocity_gets_it(standing_policy: Path, tmp_path
               (standing_policy, asking)]  # fmt: skip
     leg, given = OnOneLeg(), CODECS["policy_input"].new()
     for k in range(20):
-        given.joint_pos[:], given.joint_vel[:], given.imu_quat_wxyz[:], given.imu_gyro[:], given.imu_accel[:] = (
-            leg.measure(0.02 * k)
-        )
+        names = ("joint_pos", "joint_vel", "imu_quat_wxyz", "imu_gyro", "imu_accel")
+        for name, value in zip(names, leg.measure(0.02 * k), strict=True):
+            getattr(given, name)[:] = value
         given.robot_time_ns, given.step, given.seq = k * STEP_NS, k, k + 1
         plain, leaning = [pilot.step(given, k).joint_pos_target.copy() for pilot in pilots]
         places = [pilot.locate(given, k) for pilot in pilots]
