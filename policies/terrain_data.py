@@ -265,7 +265,7 @@ class _World:
             given.robot_time_ns = state.robot_time_ns
             if tick == 0:
                 given.velocity[:], given.base_height[0] = 0.0, NOMINAL
-            for field in ("joint_pos", "joint_vel", "imu_quat_wxyz", "imu_gyro"):
+            for field in ("joint_pos", "joint_vel", "imu_quat_wxyz", "imu_gyro", "imu_accel"):
                 getattr(given, field)[:] = getattr(state, field)
             answer = self._pilot.step(given, now_ns)
             for field in (

@@ -291,7 +291,7 @@ class Walk:
             return None
         given.step, given.velocity[:] = self.ticks // self.decimation, velocity
         given.robot_time_ns = state.robot_time_ns
-        for field in ("joint_pos", "joint_vel", "imu_quat_wxyz", "imu_gyro"):
+        for field in ("joint_pos", "joint_vel", "imu_quat_wxyz", "imu_gyro", "imu_accel"):
             getattr(given, field)[:] = getattr(state, field)
         return self.pilot.step(given, now_ns)
 

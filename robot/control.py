@@ -464,6 +464,7 @@ class Control:
         out.joint_vel[:] = state.joint_vel
         out.imu_quat_wxyz[:] = state.imu_quat_wxyz
         out.imu_gyro[:] = state.imu_gyro
+        out.imu_accel[:] = state.imu_accel
         follow, valid = self._accept_command(out, now_ns)
         command = self.authority.command
         # In the order of PolicyInput's scalars.

@@ -1,18 +1,20 @@
-"""Tells how the pelvis moves from joints, gyroscope and attitude: odometry by the feet that stand.
+"""Tells how the pelvis moves from joints and the IMU: odometry by the feet that stand.
 
 Whichever points of the soles stand still carry the estimate: what they do relative to the pelvis is
 what the pelvis does in the world, backwards. Nothing tells which points those are. They are low,
-and they move as the last estimate says that resting points should. The yaw is the IMU's, so it
-drifts with it, and where everything slips nothing is known.
+and they move as resting points should, by the last estimate and what was felt since. Where none of
+them does, the accelerometer carries on. The yaw is the IMU's, so it drifts with it.
 
 Measured in tests/test_estimator.py, on walks of the shipped policy at 0.4 m/s with a simulated
 run's sensor noise; on a robot it was not tried. Root mean square error of the velocity in m/s,
 and drift per metre walked:
 
-|                          | ahead, sideways | up   | level | height |
-| walking                  | 0.04, 0.04      | 0.14 | 4 %   | 1.2 %  |
-| soles with half friction | 0.04, 0.03      | 0.14 | 2 %   | 1.6 %  |
-| pushed, 6 N s a second   | 0.05, 0.04      | 0.12 | 4 %   | 1.3 %  |
+| walking                  | 0.03, 0.03      | 0.03 | 1 %   | 0.1 %  |
+| soles with half friction | 0.02, 0.02      | 0.03 | 2 %   | 0.3 %  |
+| pushed, 6 N s a second   | 0.03, 0.03      | 0.03 | 1 %   | 0.1 %  |
+
+Without the accelerometer it took a swinging foot for the one that stands wherever one stumbled: on
+boxes of 12 cm a sixth of all seconds had more than 5 cm of error in height, and now has none.
 """
 
 from __future__ import annotations
@@ -31,11 +33,14 @@ FEET = ("left_foot", "right_foot")  # sites of the MJCF, on the soles
 # What speaks against a point, in powers of e: it moves by STILL more than a resting one would, it
 # is LOW above the lowest of its foot, its foot is FOOT_LOW above the other one. The last counts up
 # to FOOT_MOST only: two feet on level ground share the load by height, two on a stair by rest.
-STILL = 0.4  # m/s
+STILL = 0.3  # m/s
 LOW = FOOT_LOW = 0.005  # m
 FOOT_MOST = 0.015  # m
 DIFFERENCES = 0.3  # share of differences of positions in a velocity; the rest is joint velocities
-SMOOTH_S = 0.03  # time constant of the velocity
+SMOOTH_S = 0.05  # time constant by which the feet correct what the accelerometer says
+LEAST = 0.1  # of that correction where no point rests
+LEAD = 2.0  # m/s, farther than so from the feet an accelerometer leads nobody: it may be broken
+GRAVITY = np.array([0.0, 0.0, 9.81])  # m/s^2, what is felt at rest
 GAP_NS = 100_000_000  # without measurements for longer, where the robot went is not known
 
 
@@ -50,9 +55,10 @@ class Estimator:
 
     Attributes:
         position: (3,) m, pelvis in the odometry frame: begins above the origin, soles at z = 0.
-        velocity_w: (3,) m/s, of the pelvis, smoothed.
+        velocity_w: (3,) m/s, of the pelvis.
         velocity_b: (3,) m/s, the same in the pelvis frame.
-        share: (2,) how much of the estimate stands on the left and the right foot; sums to 1.
+        share: (2,) how much of the estimate stands on the left and the right foot; they sum to 1
+            where feet rest, to less where the accelerometer carries.
         soles: (2, 3) m, middles of the soles in the odometry frame.
         heading: rad, yaw of the pelvis.
         height: m, of the pelvis above what carries it.
@@ -88,6 +94,7 @@ class Estimator:
         joint_vel: ArrayLike,
         quat_wxyz: ArrayLike,
         gyro: ArrayLike,
+        accel: ArrayLike,
         time_ns: int,
     ) -> None:
         """Take in one measurement.
@@ -96,15 +103,19 @@ class Estimator:
             joint_pos, joint_vel: (N,) rad, rad/s, in the robot's order.
             quat_wxyz: (4,) orientation of the pelvis.
             gyro: (3,) rad/s, pelvis frame.
+            accel: (3,) m/s^2, specific force, likewise.
             time_ns: the robot's own clock.
         """
         points, flow = self._look(joint_pos, joint_vel, quat_wxyz, gyro)
         dt_ns = time_ns - self.time_ns
-        moved = np.zeros_like(points)
+        turn = self._data.xmat[1].reshape(3, 3)
+        moved, dt, before = np.zeros_like(points), 0.0, self.velocity_w.copy()
+        anew = self.time_ns < 0 or dt_ns > GAP_NS
         if self.time_ns < 0:
             self.position[2] = -points[..., 2].min()
         elif 0 < dt_ns <= GAP_NS:
-            moved = points - self._points
+            moved, dt = points - self._points, dt_ns * 1e-9
+            self.velocity_w += dt * (turn @ np.asarray(accel) - GRAVITY)
             # The two have independent noise: differences that of positions, the flow of speeds.
             flow = (1.0 - DIFFERENCES) * flow + moved * (DIFFERENCES * 1e9 / dt_ns)
         restless = np.square(flow + self.velocity_w).sum(axis=-1) / STILL**2
@@ -115,14 +126,16 @@ class Estimator:
         weight = np.exp(doubt.min() - doubt)
         weight /= weight.sum()
         every = weight.reshape(-1)
-        self.position -= every @ moved.reshape(-1, 3)
-        dt = min(max(dt_ns, 0), GAP_NS) * 1e-9
-        gain = dt / (SMOOTH_S + dt)
-        self.velocity_w -= gain * (self.velocity_w + every @ flow.reshape(-1, 3))
+        trust = max(1.0 / (1.0 + float((weight * restless).sum())), LEAST)  # in the feet
+        gain = 1.0 if anew else trust * dt / (SMOOTH_S + dt)
+        lead = self.velocity_w + every @ flow.reshape(-1, 3)  # of the accelerometer before the feet
+        gain = max(gain, 1.0 - LEAD / max(float(np.linalg.norm(lead)), LEAD))
+        self.velocity_w -= gain * lead
+        felt = 0.5 * dt * (before + self.velocity_w)
+        self.position += (1.0 - trust) * felt - trust * (every @ moved.reshape(-1, 3))
         self._points[:], self.time_ns = points, time_ns
-        turn = self._data.xmat[1].reshape(3, 3)
         self.velocity_b, self.heading = self.velocity_w @ turn, math.atan2(turn[1, 0], turn[0, 0])
-        self.share = weight.sum(axis=1)
+        self.share = trust * weight.sum(axis=1)
         self.height = -float((weight * height).sum())
         self.soles = points.mean(axis=1) + self.position
 

@@ -57,6 +57,8 @@ class GeoMapSpec:
     """standard deviations beyond which a measurement contradicts a cell."""
     sole: float = 0.01
     """m, standard deviation of a standing sole's height."""
+    even: float = 0.03
+    """m between the heights under a sole, from which there is an edge."""
     step: float = 0.06
     """m; a sole that differs by more stands on something else than the cell shows."""
     pelvis_height: float = 0.76
@@ -142,7 +144,10 @@ class GeoMap:
         height, variance = self.height[patch], self.variance[patch]
         known, sole_variance, error = np.isfinite(variance), spec.sole**2, math.nan
         if known.any():
-            error = float(np.median(height[known]) - z)
+            apart = height[known] - z
+            # Over an edge a sole stands on what is highest, wherever the map has most cells.
+            even = np.ptp(apart) < spec.even
+            error = float(np.median(apart) if even else apart[np.abs(apart).argmin()])
         if abs(error) < spec.step:
             # The cells' variance holds what odometry may have drifted since.
             share = self.shift_variance / (float(variance[known].mean()) + sole_variance)

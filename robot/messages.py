@@ -477,6 +477,7 @@ class PolicyInput(Message):
     joint_vel = Array("float64", "joints", "measured joint velocities", "rad/s")
     imu_quat_wxyz = Array("float64", 4, "orientation of the IMU, scalar first", "1", "world")
     imu_gyro = Array("float64", 3, "angular velocity", "rad/s", "imu")
+    imu_accel = Array("float64", 3, "specific force, +9.81 on z at rest", "m/s^2", "imu")
 
 
 class Target(Message):

@@ -141,7 +141,7 @@ class Perception:
         self._states += 1
         estimator = self._estimator
         estimator.step(
-            state.joint_pos, state.joint_vel, state.imu_quat_wxyz, state.imu_gyro,
+            state.joint_pos, state.joint_vel, state.imu_quat_wxyz, state.imu_gyro, state.imu_accel,
             state.robot_time_ns,
         )  # fmt: skip
         stamp = state.stamp_ns

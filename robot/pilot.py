@@ -163,7 +163,7 @@ class Pilot:
     def _estimate(self, given: PolicyInput) -> None:
         self.estimator.step(
             given.joint_pos, given.joint_vel, given.imu_quat_wxyz, given.imu_gyro,
-            given.robot_time_ns,
+            given.imu_accel, given.robot_time_ns,
         )  # fmt: skip
 
     def remember(self, now_ns: int) -> Snapshot | None:

@@ -219,6 +219,20 @@ def test_a_standing_sole_measures_the_ground_and_shifts_a_map_that_drifted() -> 
     assert math.isnan(geomap.contact((9.0, 0.0, 0.0), 1_000_000_000))
 
 
+def test_a_sole_over_an_edge_stands_on_what_is_highest_and_disagrees_with_nothing() -> None:
+    geomap = GeoMap()
+    geomap.contact((0.0, 0.0, 0.0), 0)
+    i, j = np.floor(np.array([1.0, 0.0]) / geomap.spec.cell).astype(int) - geomap.corner
+    patch = np.s_[i - 1 : i + 2, j - 1 : j + 2]
+    geomap.height[patch], geomap.variance[patch] = 0.0, 1e-4
+    geomap.height[i + 1, j - 1 : j + 2] = 0.12
+    shift = geomap.shift
+    assert geomap.contact((1.01, 0.01, 0.12), 1_000_000_000) == pytest.approx(0.0, abs=1e-9)
+    assert geomap.shift == shift
+    geomap.height[patch], geomap.height[i + 1, j - 1 : j + 2] = 0.0, 0.12
+    assert geomap.contact((1.01, 0.01, 0.3), 2_000_000_000) == pytest.approx(-0.18, abs=1e-9)
+
+
 def test_a_foot_alone_gives_flat_ground_at_its_height() -> None:
     geomap = GeoMap()
     assert math.isnan(geomap.contact((5.0, 5.0, 0.2), 0))

@@ -57,7 +57,7 @@ class Stage:
         self.perception = Perception(ROBOT, HEAD, CODECS, factor)
         self.joint_pos = ROBOT.stand_joint_pos.copy()
         estimator = Estimator(ROBOT)
-        estimator.step(self.joint_pos, np.zeros(29), [1, 0, 0, 0], np.zeros(3), 1)
+        estimator.step(self.joint_pos, np.zeros(29), [1, 0, 0, 0], np.zeros(3), [0, 0, 9.81], 1)
         self.height = float(estimator.position[2])  # m, of the pelvis with its soles at 0
         self.now, self.tick, self.frame_id, self.seq = 10**12, 0, 0, 0
         self.log = log
@@ -78,7 +78,7 @@ class Stage:
             state.stamp(5, self.tick, self.now)
             state.tick, state.robot_time_ns = self.tick, self.now
             state.joint_pos[:] = self.joint_pos
-            state.imu_quat_wxyz[:] = (1, 0, 0, 0)
+            state.imu_quat_wxyz[:], state.imu_accel[2] = (1, 0, 0, 0), 9.81
             self.write("low_state", state)
             self.perception.hear(state)
 
@@ -361,7 +361,7 @@ def test_another_control_process_begins_another_map():
     state: LowState = CODECS["low_state"].new()
     state.stamp(50, 1, stage.now)
     state.tick = STATE_TICKS
-    state.imu_quat_wxyz[0] = 1.0
+    state.imu_quat_wxyz[0], state.imu_accel[2] = 1.0, 9.81
     stage.perception.hear(state)
     out = stage.step(None)
     assert "nothing" in gate_names(int(out.gate)) and out.state_instance == 50

@@ -79,7 +79,7 @@ def given(step: int) -> Any:
     message.stamp(7, step + 1, step * STEP_NS)
     message.step, message.now_ns, message.robot_time_ns = step, step * STEP_NS, step * STEP_NS
     message.joint_pos[:] = ROBOT.stand_joint_pos
-    message.imu_quat_wxyz[:] = (1, 0, 0, 0)
+    message.imu_quat_wxyz[:], message.imu_accel[2] = (1, 0, 0, 0), 9.81
     return message
 
 
