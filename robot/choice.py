@@ -270,6 +270,7 @@ def check(run: RunConfig, directory: Path, which: int) -> None:
             raise UserError(f"{path.name}: was changed while it was checked")
     except UserError as error:
         copy.unlink()
+        signature_path(copy).unlink(missing_ok=True)
         raise UserError(str(error).replace(str(copy), path.name)) from None
 
 
