@@ -1,4 +1,4 @@
-"""Changes a run's policy while it runs: an operator chooses, a process checks, a new pilot loads it.
+"""Changes a run's policy as it goes on: an operator chooses, a check passes, a new pilot loads it.
 
 The file is copied into the private runtime directory and checked there, so that what was checked is
 what a pilot loads and what the log keeps. Control needs no part in it: to control this is a pilot
@@ -36,7 +36,9 @@ from robot.realtime import SINGLE_THREAD, die_with_parent
 from robot.runs import RunConfig, shipped_policies
 from robot.summary import keep
 
-CHOSEN_FILE = "chosen.txt"  # names of the policy files chosen so far, in order; the last is in force
+CHOSEN_FILE = (
+    "chosen.txt"  # names of the policy files chosen so far, in order; the last is in force
+)
 OWN = "-"  # in it: the policy that the run began with
 MOST = 20  # files that are offered
 PATIENCE_S = 60.0  # for a check, and for a pilot to be ready
@@ -139,7 +141,9 @@ class Chooser:
             if late or pilot in ("failed", "waiting", "stopped"):
                 why = "is not ready" if late else "ended while it started"
                 self._force(self._last_good)
-                self._end(ChangeState.REFUSED, f"its pilot {why}; the policy before is loaded again")
+                self._end(
+                    ChangeState.REFUSED, f"its pilot {why}; the policy before is loaded again"
+                )
                 again = True
         if now_ns() - self._told_ns >= TOLD_NS:
             self._tell()
@@ -149,7 +153,7 @@ class Chooser:
         """End a check under way, and close the socket."""
         if self._check is not None:
             self._check.kill()
-            self._check.wait()
+            self._check.communicate()
         self._publisher.close()
 
     # --- pieces ---
@@ -169,7 +173,7 @@ class Chooser:
         if why:
             self._end(ChangeState.REFUSED, why)
             return
-        self.change.state, self.change.text = ChangeState.LOADING, "the file is checked"
+        self.change.state, self.change.text = ChangeState.LOADING, "checking the file"
         self._until = time.monotonic() + PATIENCE_S
         self._check = subprocess.Popen(
             [sys.executable, "-m", __name__, str(self.directory), str(choice.policy_id),
@@ -204,7 +208,7 @@ class Chooser:
         self._last_good = (chosen_names(self.directory) or [OWN])[-1]
         self._force(policy_file(self.directory, self._choice.policy_id).name)
         self._before = self._info.instance if self._info else 0
-        self.change.text, self._until = "the pilot starts", time.monotonic() + PATIENCE_S
+        self.change.text, self._until = "starting its pilot", time.monotonic() + PATIENCE_S
         self._tell()
         return True
 
@@ -227,13 +231,12 @@ class Chooser:
 
 def _verdict(check: subprocess.Popen[bytes]) -> str:
     """Why a check refuses its file, "" if it does not."""
-    if check.poll() is None:
+    late = check.poll() is None
+    if late:
         check.kill()
-        check.wait()
+    said, _ = check.communicate()
+    if late:
         return f"its check took more than {PATIENCE_S:.0f} s"
-    assert check.stdout
-    with check.stdout:
-        said = check.stdout.read()
     try:
         return json.loads(said)["why"]
     except (ValueError, KeyError):

@@ -42,6 +42,7 @@ def test_the_runs_policy_comes_first_and_each_file_once(run: RunConfig):
 
 
 def test_a_policy_tells_its_ranges_its_judgement_and_who_vouches_for_it(run: RunConfig):
+    assert run.policy
     told = {one["file"]: one for one in rows(run)}
     mine, theirs, walk = told["mine.onnx"], told["theirs.onnx"], told["walk.onnx"]
     assert mine["id"] == f"{read_policy(run.policy).policy_id:016x}" and theirs["id"] == ""

@@ -1,7 +1,7 @@
 """The console's part in changing the policy: who may choose one, and what has become of it.
 
-One choice is under way at a time, and while it is, this console starts no policy. The manager judges
-again (robot/choice.py). It knows no socket and no page.
+One choice is under way at a time, and while it is, this console starts no policy. The manager
+judges again (robot/choice.py). It knows no socket and no page.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Picks:
 
     def __init__(self, codec: Codec, operators: Operators) -> None:
         self.operators = operators
-        self.ended: list[tuple[bool, str]] = []  # changes to tell people of: loaded or not, in words
+        self.ended: list[
+            tuple[bool, str]
+        ] = []  # changes to tell people of: loaded or not, in words
         self._choice: PolicyChoice = codec.new()
         self._choice.source = source_index(SOURCE)
         self._by: Operator | None = None  # whose choice the manager has not answered

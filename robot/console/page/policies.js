@@ -47,9 +47,9 @@ export class Policies {
     this.last = [all, you];
     const loaded = all.policy?.id, {id, state, text} = all.change ?? {};
     put($("policy-now"), all.policy ? `${all.policy.name} on ${all.policy.provider}` : "none");
-    put($("policy-change"), state === "LOADING" ? `another one is loaded: ${text}` : state === "REFUSED" ? `not changed: ${text}` : "");
+    put($("policy-change"), state === "LOADING" ? `loading another: ${text}` : state === "REFUSED" ? `not changed: ${text}` : "");
     $("policy-change").className = state === "REFUSED" ? "bad" : "warn";
-    put($("policies-why"), you.choose ? `Not now: ${you.choose}.` : "");
+    put($("policies-why"), you.choose && state !== "LOADING" ? `Not now: ${you.choose}.` : "");
     for (const one of this.items) {
       one.button.disabled = !!you.choose || !!one.why || one.id === loaded;
       put(one.button, state === "LOADING" && one.id === id ? "loading" : one.id === loaded ? "loaded" : one.why ? "does not fit" : "Load");
