@@ -162,7 +162,7 @@ class Chooser:
         name = choice.instance, choice.seq
         answered = self.change.answer_instance, self.change.answer_seq
         if self._choice is not None or name == answered:
-            return  # a repetition; or one after the other
+            return  # a repetition; or a second one, whose sender gives it up unanswered
         self._choice = choice.copy()
         self.change.policy_id = choice.policy_id
         self.change.answer_instance, self.change.answer_seq = name

@@ -30,7 +30,10 @@ from robot.pilot import load_pilot
 from robot.runs import load_run
 from robot.topics import make_codecs, source_index
 from sim2real import replay as r1
+from sim2real.closed_loop import closed_loop
 from sim2real.lockstep import START_NS, Lockstep, LockstepOptions
+from sim2real.reference import accept
+from sim2real.shadow import shadow
 from tests.conftest import ROOT, eventually, make_policy
 
 CODECS = make_codecs(load_robot("g1"))
@@ -435,7 +438,9 @@ def test_a_run_without_a_policy_says_that_it_has_no_pilot(tmp_path: Path):
 # --- control, and R1 in lockstep ------------------------------------------------------------------
 
 
-def swapped(folder: Path, logs: Path, away: float) -> tuple[Path, list[tuple[Mode, str, int]]]:
+def swapped(
+    folder: Path, logs: Path, away: float = 0.0, driver: str = "loopback"
+) -> tuple[Path, list[tuple[Mode, str, int]]]:
     """A lockstep run into POLICY whose pilot is another one's as soon as it stands.
 
     Args:
@@ -444,7 +449,7 @@ def swapped(folder: Path, logs: Path, away: float) -> tuple[Path, list[tuple[Mod
     Returns:
         The log, and after each tick control's mode, reason and policy.
     """
-    run = load_run("loopback", {"log.folder": str(logs), "policy": str(folder / "first.onnx")})
+    run = load_run(driver, {"log.folder": str(logs), "policy": str(folder / "first.onnx")})
     second = run.model_copy(update={"policy": folder / "second.onnx"})
     robot = load_robot("g1")
     log = open_log(run, robot, CODECS, now_ns=START_NS, epoch_ns=1_795_491_000_000_000_000)
@@ -457,7 +462,7 @@ def swapped(folder: Path, logs: Path, away: float) -> tuple[Path, list[tuple[Mod
         lockstep._outboxes[topic] = Outbox(CODECS[topic], 1000 + i)  # another process
     lockstep._next_info = 0
     seen = []
-    for _ in range(1500):
+    for _ in range(1500 if driver == "loopback" else 3500):  # the gantry lets go after that
         lockstep.step()
         status = lockstep.control.status
         seen.append((lockstep.control.machine.mode, status.reason, int(status.policy_id)))
@@ -473,7 +478,7 @@ def test_the_first_pose_that_counts_is_the_new_policys(folder: Path, tmp_path: P
 
 
 def test_a_log_of_two_policies_replays_to_the_byte_each_by_its_own(folder: Path, tmp_path: Path):
-    path, seen = swapped(folder, tmp_path / "logs", away=0.0)
+    path, seen = swapped(folder, tmp_path / "logs")
     second = identity(folder / "second.onnx")
     assert (seen[-1][0], seen[-1][2]) == (Mode.POLICY, second)
     result = replayed(Log(path), tmp_path)
@@ -484,6 +489,26 @@ def test_a_log_of_two_policies_replays_to_the_byte_each_by_its_own(folder: Path,
     pilot = next(row for row in beside["stages"] if row["stage"] == "pilot")
     own = Log(path)["target"]["policy_id"] == second
     assert beside["verdict"] == "different" and 0 < pilot["different"] <= 2 * (~own).sum()
+
+
+def test_what_would_have_been_begins_with_the_policy_of_its_moment(folder: Path, tmp_path: Path):
+    path, seen = swapped(folder, tmp_path / "logs", driver="sim")
+    assert seen[-1][0] == Mode.POLICY
+    log, second = Log(path), folder / "second.onnx"
+    for name in ("again", "kept"):
+        (tmp_path / name).mkdir()
+    at = log.duration_s - 0.5
+    result = closed_loop(log, tmp_path / "again", at, repeats=1, keep=tmp_path / "kept")
+    assert result["policy"] == "the log's own" and not result["simulated"][0]["notes"]
+    (kept,) = (tmp_path / "kept").iterdir()
+    assert Log(kept).attachments["policy.onnx"] == second.read_bytes()
+    result = shadow(log, tmp_path / "again", second)
+    assert not result["same_policy"] and "2 policies answered in this log" in result["notes"][0]
+    with pytest.raises(UserError, match="more than one policy ran; a reference needs one"):
+        accept(log, tmp_path / "reference")
+    log.__dict__["policies"] = {identity(folder / "first.onnx"): "policy.onnx"}
+    with pytest.raises(UserError, match=f"lacks the file of policy {identity(second):016x}"):
+        closed_loop(log, tmp_path / "again", at, repeats=1)
 
 
 def test_what_another_policy_wanted_is_no_target_any_more(folder: Path):
