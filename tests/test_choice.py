@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -244,6 +246,10 @@ def test_another_policy_is_chosen_in_stand_and_runs(
     ).stdout  # fmt: skip
     row = next(row for row in json.loads(nodes) if row["name"] == "pilot")
     assert (row["state"], row["policy"]) == ("running", "second")
+    pilot = person.newest["PolicyInfo"].instance
+    os.kill(row["pid"], signal.SIGKILL)
+    eventually(lambda: person.loaded and person.newest["PolicyInfo"].instance != pilot, 60.0)
+    assert person.loaded == "second", "one that died and came back has what was chosen"
     run.process.terminate()
     assert run.wait() == 0, run.err
     the_log_keeps_both(log_dir, folder, tmp_path)

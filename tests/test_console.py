@@ -664,7 +664,7 @@ ID = "00c0ffee00c0ffee"
 
 def test_who_drives_and_may_arm_chooses_a_policy_and_sees_what_becomes_of_it(house: House):
     page, other = house.page(), house.page()
-    why = {"choose": lambda: page.you().get("choose"), "note": lambda: page.you().get("note")}
+    why = {name: lambda name=name: page.you().get(name, "?") for name in ("choose", "note")}
     house.until(lambda: why["choose"]() == "take control first")
     page.send(t="choose", policy=ID)
     house.until(lambda: why["note"]() == "take control first")
