@@ -39,7 +39,7 @@ export class Policies {
     button.type = "button";
     button.onclick = () => { button.blur(); this.choose(id); };
     item.className = "policy"; item.dataset.policy = id;
-    item.append(card, button);
+    item.append(button, card); // the button floats beside the card's title
     return {item, button, id, why};
   }
 
