@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 
 from robot.config import Strict, UserError, check, listing, short
 from robot.geomap import SCAN_XY
+from robot.messages import policy_id
 from robot.model import Robot
 
 FORMAT = "plexus-policy/1"
@@ -405,13 +406,9 @@ def write_policy(path: Path, model: ModelProto, manifest: Manifest) -> PolicyFil
 
 
 def _file(path: Path, data: bytes, manifest: Manifest) -> PolicyFile:
-    digest = hashlib.sha256(data)
+    sha256 = hashlib.sha256(data).hexdigest()
     return PolicyFile(
-        path=path,
-        data=data,
-        sha256=digest.hexdigest(),
-        policy_id=int.from_bytes(digest.digest()[:8], "big"),
-        manifest=manifest,
+        path=path, data=data, sha256=sha256, policy_id=policy_id(data), manifest=manifest
     )
 
 

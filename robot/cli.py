@@ -530,7 +530,8 @@ def nodes(args: Nodes) -> int:
     docs = {row.name: row.doc for row in NODES} | {"manager": "starts, watches, stops the others"}
     table = Table("node", "pid", "state", "what it does")
     for row in rows:
-        table.add_row(row["name"], str(row["pid"] or "-"), row["state"], docs[row["name"]])
+        loaded = f"; {row['policy']} is loaded" if row.get("policy") else ""
+        table.add_row(row["name"], str(row["pid"] or "-"), row["state"], docs[row["name"]] + loaded)
     Console().print(table)
     return 0
 

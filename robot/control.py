@@ -290,6 +290,9 @@ class Control:
             elif isinstance(message, Heartbeat):
                 self._heartbeat_ns, self._heartbeat_seq = now_ns, message.seq
             elif isinstance(message, PolicyInfo):
+                walking = self.machine.mode in modes.WALKING
+                if message.policy_id != self.info.policy_id and not walking:
+                    self._target_ns = None  # what another policy wanted, however fresh, is nothing
                 self.info.copy_from(message)
                 self._info_ns = now_ns
         self.authority.expire(now_ns)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from robot.chunk import HEAD, PAYLOAD_AT, RECORD, Chunk, view
 from robot.columns import LOG_TIME, Columns, Layout, make_layout
 from robot.config import UserError, listing
+from robot.messages import policy_id
 from robot.recover import Recovered, recover
 from robot.segment import Segment, segment_paths
 
@@ -144,6 +145,15 @@ class Log:
                         if attachment := segment.attachment(file, name):
                             found[name] = attachment.data
         return found
+
+    @cached_property
+    def policies(self) -> dict[int, str]:
+        """Names of attached policy files by their policy_id, the one that the run began with first.
+
+        A run has more than one where an operator chose another while it went on.
+        """
+        files = ((name, data) for name, data in self.attachments.items() if name.endswith(".onnx"))
+        return {policy_id(data): name for name, data in files}
 
     @cached_property
     def lost(self) -> dict[str, int]:

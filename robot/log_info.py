@@ -58,7 +58,9 @@ def info(log: Log) -> dict[str, Any]:
 
     Returns:
         name, path, files, size, state, start, duration_s, run, robot, simulated, timing_factor,
-        commit, dirty, command_line, end (reason, messages, lost), policy (name, provider, sha256),
+        commit, dirty, command_line, end (reason, messages, lost), policy (name, provider, sha256;
+        the first that ran), policies (t_s, name, policy_id as 16 digits, file: its attachment, ""
+        without one; one row per time that another began),
         topics (name, message, count, rate_hz, gap_ms, lost, size), drops (frames refused by
         control, contents blocked), modes (t_s, mode, reason), faults (t_s, until_s, name, reason;
         until_s is None if active to the end), marks (t_s, kind, text), damage. Times in s since
@@ -82,6 +84,7 @@ def info(log: Log) -> dict[str, Any]:
         )},
         "end": log.end,
         "policy": _policy(log),
+        "policies": _policies(log),
         "topics": [_topic_row(topic, read[name]) for name, topic in log.topics.items()],
         "drops": {} if status is None or not len(status) else {
             "refused": int(status["drops"][-1]), "blocked": int(status["blocked"][-1]),
@@ -99,6 +102,12 @@ def print_info(told: Mapping[str, Any], console: Console | None = None) -> None:
     for label, text in _heading(told):
         out.print(f"{label:<11}{escape(text)}", soft_wrap=True, highlight=False)
     out.print(_topic_table(told["topics"]))
+    if len(told["policies"]) > 1:
+        table = Table("from", "policy", "id", "file in the log")
+        for row in told["policies"]:
+            named = escape(row["name"]), row["policy_id"], escape(row["file"] or "none")
+            table.add_row(f"{row['t_s']:.3f} s", *named)
+        out.print(table)
     if told["modes"]:
         table = Table("at", "mode", "why")
         for row in told["modes"]:
@@ -231,8 +240,25 @@ def _policy(log: Log) -> dict[str, str]:
     if known is not None and {"name", "provider"} <= _names(known):
         read = log.read("policy_info", ["name", "provider"])
         if len(read):
-            told |= {key: _plain(read[key][-1], {}) for key in ("name", "provider")}
+            told |= {key: _plain(read[key][0], {}) for key in ("name", "provider")}
     return told
+
+
+def _policies(log: Log) -> list[dict[str, Any]]:
+    """Which policy the pilot had loaded from when, as it said itself."""
+    known = log.topics.get("policy_info")
+    if known is None or not {"name", "policy_id"} <= _names(known):
+        return []
+    read = log.read("policy_info", [LOG_TIME, "name", "policy_id"])
+    return [
+        {
+            "t_s": _seconds(log, read, row),
+            "name": _plain(read["name"][row], {}),
+            "policy_id": f"{int(read['policy_id'][row]):016x}",
+            "file": log.policies.get(int(read["policy_id"][row]), ""),
+        }
+        for row in _changes(read["policy_id"]).tolist()
+    ]
 
 
 def _names(topic: Topic) -> set[str]:

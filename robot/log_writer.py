@@ -56,7 +56,7 @@ class LogWriter:
         folder: of this log; made if need be. Segments that are there already stay.
         codecs: topic name to layout of every topic that may be written.
         metadata: text by name, repeated in each segment.
-        attachments: bytes by file name; policy files only go into the first segment.
+        attachments: bytes by file name; a policy file goes into one segment only.
         offset_ns: epoch minus monotonic time, fixed for the whole log.
         rotate_s: a segment is closed after this time of the messages' clock.
         rotate_mb: or when it is this large.
@@ -102,12 +102,15 @@ class LogWriter:
         self._last_ns = 0
         self._retry_at = self._sync_at = 0
         self._closed = False
+        self._kept: set[str] = set()  # policy files that a segment of this log has
         # Syncing may take as long as the disk likes; the receiving loop must not wait for it.
         self._disk = ThreadPoolExecutor(1, "disk")
         self._syncing: Future[Any] | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._probe()
+            if _next_number(folder):  # a recorder before this one wrote what the run began with
+                self._kept.update(name for name in attachments if name.endswith(".onnx"))
         except OSError as error:
             if error.errno in USER_ERRORS:
                 self._disk.shutdown()
@@ -160,7 +163,7 @@ class LogWriter:
             self._abandon(error)
 
     def attach(self, name: str, data: bytes) -> None:
-        """Add a file to this segment and to all that follow."""
+        """Add a file to this segment and to all that follow, a policy file to one of them."""
         self.attachments[name] = data
         if self._file is None:
             return
@@ -251,13 +254,14 @@ class LogWriter:
         self._partial = self.folder / f"{number:03d}.mcap.partial"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         stream = os.fdopen(os.open(self._partial, flags, 0o644), "wb")
+        kept = self._kept.copy()
         try:
             # Held while the segment is written: nobody takes it for the leavings of a crash.
             fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             file = McapFile(stream, "ros2", "plexus")
             file.metadata("plexus", {**self.metadata, "segment": str(number)})
             for name, data in self.attachments.items():
-                if number == 0 or not name.endswith(".onnx"):
+                if name not in self._kept:
                     self._attach(file, name, data)
             file.flush()
             self._channels = _register(file, self.codecs, self._viewer is not None)
@@ -267,6 +271,7 @@ class LogWriter:
                 file.message(self._channels[DESCRIPTION], 0, at, at, description)
                 file.flush()
         except OSError:
+            self._kept = kept
             self._partial.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 stream.close()
@@ -283,6 +288,8 @@ class LogWriter:
         media = kind.get(name.rpartition(".")[2], "application/octet-stream")
         at = max(self._last_ns + self.offset_ns, self._began_epoch_ns)
         file.attachment(name, media, data, at)
+        if name.endswith(".onnx"):
+            self._kept.add(name)
 
     def _finish_segment(self) -> None:
         """Write the summary; syncing and renaming are left to the second thread."""

@@ -76,6 +76,15 @@ class EventKind(IntEnum):
     EPISODE_END = 5
 
 
+class ChangeState(IntEnum):
+    """How a change of the policy goes (`PolicyChange`)."""
+
+    NONE = 0
+    LOADING = 1
+    READY = 2
+    REFUSED = 3
+
+
 class Encoding(IntEnum):
     """What the pixels of a `Frame` are."""
 
@@ -340,6 +349,11 @@ def hash64(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
+def policy_id(data: bytes) -> int:
+    """What messages call a policy file: the first eight bytes of its SHA-256, big-endian."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+
+
 def message_fields(message: type[Message]) -> tuple[_Field, ...]:
     """Fields in declaration order, the common header first."""
     header = [f for f in vars(Message).values() if isinstance(f, _Field)]
@@ -551,6 +565,26 @@ class Request(Message):
     policy_id = Scalar("uint64", "policy to start, 0 for the one loaded")
     source = Scalar("uint8", "row of topics.SOURCES")
     ask = Scalar("uint8", "what is asked")
+
+
+class PolicyChoice(Message):
+    """An operator wants another policy loaded; re-sent unchanged until the manager answers it."""
+
+    lease = Scalar("uint64", "the sender's nonce; only the lease holder's counts")
+    policy_id = Scalar("uint64", "policy to load: first eight bytes of the file's SHA-256")
+    source = Scalar("uint8", "row of topics.SOURCES")
+
+
+class PolicyChange(Message):
+    """What the manager did about the last choice; what a pilot has loaded `PolicyInfo` tells."""
+
+    enums: ClassVar = {"state": ChangeState}
+
+    policy_id = Scalar("uint64", "policy that was chosen, 0 before any was")
+    answer_instance = Scalar("uint64", "choice answered: its publisher's instance")
+    answer_seq = Scalar("uint64", "choice answered")
+    state = Scalar("uint8", "how it goes")
+    text = Text(200, "in words: why it was refused, which policy it is")
 
 
 class Status(Message):

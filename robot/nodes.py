@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from robot import clock
 from robot.bus import Publisher, Subscriber, lock_file, runtime_directory
+from robot.choice import Chooser
 from robot.config import UserError
 from robot.messages import Message
 from robot.node import CONSOLE_FILE, RUN_FILE, Node
@@ -33,6 +34,7 @@ READY_S = 60.0  # a node that is not ready by then is refused
 STOP_S = 5.0  # from SIGTERM to SIGKILL
 BACK_OFF_S = (0.2, 1.0, 3.0)  # before the first, second, third restart
 WINDOW_S = 60.0  # more restarts than that within it: the node stays down
+LEAVE_S = 1.0  # from SIGTERM to SIGKILL of a pilot whose policy is changed
 PERIOD_NS = 20_000_000  # heartbeat and watch
 
 
@@ -80,10 +82,10 @@ class Child:
 
     row: Row
     process: subprocess.Popen[bytes]
-    state: str = "starting"  # starting, running, stopped, failed, waiting
+    state: str = "starting"  # starting, running, leaving (to start again), stopped, failed, waiting
     ready_fd: int = -1
     starts: list[float] = field(default_factory=list)  # monotonic s
-    restart_at: float = 0.0
+    restart_at: float = 0.0  # when waiting; when leaving, when it is killed
 
     @property
     def pid(self) -> int:
@@ -120,9 +122,11 @@ class Manager:
         self._publisher = Publisher(
             self.node.context, self.directory, "heartbeat", self.node.codecs["heartbeat"]
         )
-        heard = self.node.pick("status", "truth", "timing", "policy_info")
+        self.chooser = Chooser(self.node)
+        heard = self.node.pick("status", "truth", "timing", "policy_info", "policy_choice")
         self._subscriber = Subscriber(self.node.context, self.directory, heard, every=True)
         self.policy_info: Any = None
+        self._named = ""  # policy that STATE_FILE names
 
     def log_folder(self) -> str | None:
         """Where this run's log lies, if there is one."""
@@ -198,12 +202,14 @@ class Manager:
         self._publisher.send(self._heartbeat, begin)
         while message := self._subscriber.receive():
             self.summary.hear(message)
+            self.chooser.hear(message)
             if message.codec.name == "PolicyInfo":
                 self.policy_info = message.copy()
             if self.on_message:
                 self.on_message(message)
         for child in self.children.values():
             self._look_after(child)
+        self._heed_chooser()
         remaining = begin + PERIOD_NS - clock.now_ns()
         if remaining > 0:
             time.sleep(remaining * 1e-9)
@@ -219,6 +225,20 @@ class Manager:
                 return
         self.reason = "told to stop" if self.stopping else f"{seconds:g} s are over"
 
+    def _heed_chooser(self) -> None:
+        """Start the pilot again where its policy was changed; that is no crash of its own."""
+        named, pilot = self.chooser.loaded, self.children.get("pilot")
+        if self.chooser.turn(pilot.state if pilot else "") and pilot:
+            if pilot.state in ("starting", "running"):
+                self._signal(pilot, signal.SIGTERM)
+                pilot.state, pilot.restart_at = "leaving", time.monotonic() + LEAVE_S
+            else:
+                self.children["pilot"] = self._spawn(pilot.row, [])
+            self._write_state()
+        if named != self._named:
+            self._named = named
+            self._write_state()
+
     def _look_after(self, child: Child) -> None:
         if child.state == "starting" and self._is_ready(child):
             child.state = "running"
@@ -231,6 +251,13 @@ class Manager:
             again = self._spawn(child.row, child.starts)
             self.children[child.row.name] = again
             self._write_state()
+        elif child.state == "leaving":
+            if child.process.poll() is not None:
+                os.close(child.ready_fd)
+                self.children[child.row.name] = self._spawn(child.row, [])
+                self._write_state()
+            elif time.monotonic() > child.restart_at:
+                self._signal(child, signal.SIGKILL)
 
     @staticmethod
     def _is_ready(child: Child) -> bool:
@@ -260,7 +287,7 @@ class Manager:
         rows = [
             {"name": c.row.name, "pid": c.pid, "state": c.state} for c in self.children.values()
         ]
-        state = {"manager": os.getpid(), "nodes": rows}
+        state = {"manager": os.getpid(), "nodes": rows, "policy": self._named}
         path = self.directory / STATE_FILE
         scratch = path.with_suffix(".tmp")
         scratch.write_text(json.dumps(state))
@@ -286,6 +313,7 @@ class Manager:
 
     def close(self) -> None:
         """Give the runtime directory free."""
+        self.chooser.close()
         self._publisher.close()
         self._subscriber.close()
         (self.directory / CONSOLE_FILE).unlink(missing_ok=True)
@@ -299,7 +327,7 @@ class Manager:
         if child.process.poll() is None:
             self._signal(child, signal.SIGKILL)
             child.process.wait()
-        if child.state in ("starting", "running", "waiting"):
+        if child.state in ("starting", "running", "leaving", "waiting"):
             child.state = "stopped"
 
     @staticmethod
@@ -309,7 +337,10 @@ class Manager:
 
 
 def read_state(directory: Path) -> list[dict[str, Any]]:
-    """Rows of the run going on in `directory`: name, pid, state; without one, all "not running"."""
+    """Rows of the run going on in `directory`: name, pid, state; without one, all "not running".
+
+    The pilot's row has also `policy`, the name of what it has loaded, once it has said so.
+    """
     try:
         state = json.loads((directory / STATE_FILE).read_text())
     except (OSError, ValueError):
@@ -317,8 +348,10 @@ def read_state(directory: Path) -> list[dict[str, Any]]:
     rows = [{"name": "manager", "pid": state["manager"], "state": "running"}, *state["nodes"]]
     for row in rows:
         # The manager cannot update the file any more if it was killed.
-        if row["state"] in ("starting", "running") and not alive(row["pid"]):
+        if row["state"] in ("starting", "running", "leaving") and not alive(row["pid"]):
             row["state"] = "dead"
+        if row["name"] == "pilot" and state.get("policy"):
+            row["policy"] = state["policy"]
     return rows
 
 

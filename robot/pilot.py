@@ -19,6 +19,7 @@ from policies.session import PolicySession, verify_golden
 from policies.signature import verify
 from robot import clock, snapshot
 from robot.bus import Publisher, Subscriber
+from robot.choice import with_chosen
 from robot.config import UserError
 from robot.estimator import Estimator
 from robot.geomap import AGE_LIMIT_NS, GeoMapSpec
@@ -263,7 +264,7 @@ def load_pilot(run: RunConfig, robot: Robot) -> Pilot:
 
 def main(node: Node) -> None:
     """The process: sleep until policy_input comes, answer it, repeat what is loaded."""
-    pilot = load_pilot(node.config, node.robot)
+    pilot = load_pilot(with_chosen(node.config, node.directory), node.robot)
     if pilot.session.fallback:
         node.say(pilot.session.fallback)
     sees = pilot.session.reads_height_scan

@@ -20,6 +20,7 @@ import zmq
 
 from robot import clock
 from robot.bus import MAX_INSTANCES, NOBLOCK, QUEUE_ALL, Publisher, Subscriber, endpoint
+from robot.choice import chosen_names
 from robot.config import UserError
 from robot.log_writer import LogWriter, describe_run, make_writer, open_log
 from robot.messages import EventKind, Message
@@ -238,6 +239,7 @@ class Recorder:
             self.node.say(self._said or "log goes on")
         if REALTIME_FILE not in self.writer.attachments:
             self._attach_realtime()
+        self._attach_policies()
 
     def _attach_realtime(self) -> None:
         """What control got of real time; it says so after we began."""
@@ -245,6 +247,13 @@ class Recorder:
         with contextlib.suppress(OSError):
             if path.stat().st_mtime_ns >= run.stat().st_mtime_ns:  # else an earlier run's
                 self.writer.attach(path.name, path.read_bytes())
+
+    def _attach_policies(self) -> None:
+        """Files that were chosen while the run went on; one pilot loads each before it speaks."""
+        for name in chosen_names(self.node.directory):
+            if name not in self.writer.attachments:
+                with contextlib.suppress(OSError):  # OWN is no file, and attached already
+                    self.writer.attach(name, (self.node.directory / name).read_bytes())
 
     def _reason(self) -> str:
         """Why the run ended, as the manager says."""

@@ -83,7 +83,14 @@ def main(node: Node) -> None:
     if run.driver == "unitree":
         operators.append((Remote(node.codecs), Sender(node, "remote")))
     heard = node.pick(
-        "status", "truth", "timing", "policy_info", "recorder", "health", "height_map"
+        "status",
+        "truth",
+        "timing",
+        "policy_info",
+        "policy_change",
+        "recorder",
+        "health",
+        "height_map",
     )
     subscriber = Subscriber(node.context, node.directory, heard)
     view = View(teleop, run, node.directory / CONSOLE_FILE)

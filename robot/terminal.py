@@ -12,10 +12,12 @@ from rich.text import Text
 
 from robot.clock import Pace
 from robot.messages import (
+    ChangeState,
     FrameFault,
     HeightMap,
     Message,
     Mode,
+    PolicyChange,
     PolicyInfo,
     RecorderStatus,
     Status,
@@ -57,6 +59,7 @@ class View:
         self.teleop, self.run, self._console = teleop, run, console
         self._timing: Timing | None = None
         self._info: PolicyInfo | None = None
+        self._change: PolicyChange | None = None
         self._recorder: RecorderStatus | None = None
         self._map: HeightMap | None = None
         self._ticks = Pace()
@@ -65,6 +68,8 @@ class View:
         """Remember timing, what the pilot has loaded, what is seen, how the log is doing."""
         if isinstance(message, PolicyInfo):
             self._info = message
+        elif isinstance(message, PolicyChange):
+            self._change = message
         elif isinstance(message, RecorderStatus):
             self._recorder = message
         elif isinstance(message, HeightMap):
@@ -121,7 +126,11 @@ class View:
             return "none: import one with `plexus policy import FILE`, run with --policy"
         if self._info is None:
             return f"{self.run.policy.name}: no word from the pilot"
-        return f"{self._info.name} on {self._info.provider}"
+        text = f"{self._info.name} on {self._info.provider}"
+        change = self._change
+        if change is not None and change.state == ChangeState.LOADING:
+            text += f"; loading another: {change.text}"
+        return text
 
     def _eyes(self, now_ns: int) -> Text:
         """Whether the map is trusted, else why not; and which pictures were dropped."""

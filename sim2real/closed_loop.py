@@ -112,7 +112,7 @@ def closed_loop(
     run, own = setup_of(log, folder)
     if run.driver == "loopback":
         raise UserError(f"{log.path}: the loopback driver has no physics to run in")
-    if policy is None and run.policy is None:
+    if policy is None and not log.policies:
         raise UserError(f"{log.path}: holds no policy file; name one with --policy")
     motion = Motion(log, run, own)
     row = begin_row(motion, from_s)
@@ -126,7 +126,7 @@ def closed_loop(
     seconds = min(seconds, float(motion.times_s[-1]) - begin_s)
     if seconds < 0.1:
         raise UserError(f"{log.path}: ends less than 0.1 s after {begin_s:.2f} s")
-    chosen = run.model_copy(update={"policy": policy or run.policy})
+    chosen = run.model_copy(update={"policy": policy or policy_at(motion, row, folder)})
     results = [
         _run_once(
             motion, chosen, used, row, seconds, repeat, policy is None, keep or folder / "again"
@@ -145,6 +145,24 @@ def closed_loop(
     kept = [f"logs of the runs: {keep}"] if keep else []
     result["notes"] = [*_notes(result), *kept, *motion.notes, *log.damage]
     return result
+
+
+def policy_at(motion: Motion, row: int, folder: Path) -> Path:
+    """File of the policy whose targets were in force at a row, unpacked in `folder`.
+
+    Raises:
+        UserError: the log lacks that file.
+    """
+    log = motion.log
+    targets = Rows(log, "target", make_codecs(motion.robot)["target"])
+    last = int(np.searchsorted(targets.stamps, motion.states["stamp_ns"][row], "right")) - 1
+    which = int(targets.records["policy_id"][last]) if last >= 0 else 0
+    if which not in log.policies:
+        raise UserError(
+            f"{log.path}: lacks the file of policy {which:016x}, which ran at "
+            f"{motion.times_s[row]:.2f} s; name one with --policy"
+        )
+    return folder / log.policies[which]
 
 
 def _run_once(
@@ -231,7 +249,11 @@ def pilot_before(
         states = Rows(log, "pilot_state", codecs["pilot_state"])
         times = answers.targets.records["now_ns"].tolist()
         row = int(np.searchsorted(states.records["now_ns"], now_ns)) - 1
-        if row >= 0 and (taken := int(states.records["now_ns"][row])) in times:
+        # A snapshot of the pilot before, of another policy perhaps, tells nothing of this one.
+        last = int(np.searchsorted(times, now_ns)) - 1
+        instances = np.array(answers.targets.instances)
+        first = int((instances[: last + 1] != instances[last]).nonzero()[0].max(initial=-1)) + 1
+        if row >= 0 and (taken := int(states.records["now_ns"][row])) in times[first:]:
             pilot.recall(states.message(row), f"{log.path}: pilot_state at {taken} ns")
             after = times.index(taken)
     for _ in answers.ask(pilot, now_ns - 1, after):

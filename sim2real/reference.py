@@ -10,6 +10,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from robot.config import UserError
 from robot.control import tick
 from robot.log import Log
@@ -100,6 +102,8 @@ def accept(
                 f"{log.path}: got {len(spans)} runs of control and losses in {lost or 'nothing'}; "
                 "a reference needs one run of which nothing is lost"
             )
+        if len(np.unique(control.topics["target"].records["policy_id"])) > 1:
+            raise UserError(f"{log.path}: more than one policy ran; a reference needs one")
         logged = Rerun(log, control.topics, spans[0], control.sent)
         asked: dict[tuple[int, int], PolicyInput] = {}
         if len(control.topics["target"]):

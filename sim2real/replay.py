@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -593,20 +593,24 @@ class Maps:
 
 
 class PilotReplay:
-    """Runs the policy again over the inputs that each target names.
+    """Runs the policy that gave each target again, over the input that the target names.
 
     Args:
         log: where from.
-        run: the configuration of the run; its policy is the log's own.
+        run: the configuration of the run.
         robot: joint order.
-        policy: another policy file to run instead; the log's own runs beside it to find the first
-            observation that differs.
+        own: the log's policy files, unpacked.
+        policy: another policy file to run instead of all of them; the log's own run beside it to
+            find the first observation that differs.
 
     Raises:
-        UserError: there is no policy, or it is refused.
+        UserError: there is no policy, or one is refused.
     """
 
-    def __init__(self, log: Log, run: RunConfig, robot: Robot, policy: Path | None = None) -> None:
+    def __init__(
+        self, log: Log, run: RunConfig, robot: Robot, own: Iterable[Path],
+        policy: Path | None = None,
+    ) -> None:  # fmt: skip
         self.log, self.robot = log, robot
         codecs = make_codecs(robot)
         names = ("target", "policy_input", "pilot_state", "odometry")
@@ -616,12 +620,11 @@ class PilotReplay:
         self.maps = Maps(log, codecs["height_map"])
         self.result = StageResult("pilot")
         self.offset_ns = int(log.metadata.get("clock_offset_ns", 0)) - log.start_ns
-        if run.policy is None and policy is None:
+        pilots = [load_pilot(_with_policy(run, path), robot) for path in own]
+        if not pilots and policy is None:
             raise UserError(f"{log.path}: holds no policy file; name one with --policy")
-        self.pilot = load_pilot(run if policy is None else _with_policy(run, policy), robot)
-        self.own = load_pilot(run, robot) if policy is not None and run.policy is not None else None
-        if policy is not None and len(self.targets):
-            self.pilot.policy_id = int(self.targets.records["policy_id"][0])
+        self.owns = {pilot.policy_id: pilot for pilot in pilots}
+        self.other = load_pilot(_with_policy(run, policy), robot) if policy else None
         same_cpu = log.metadata.get("cpu") == cpu_name()
         self.tolerance = 0.0 if same_cpu else OTHER_CPU_TOLERANCE
 
@@ -641,7 +644,7 @@ class PilotReplay:
         }
         place_of = self._places_by_input()
         snapshots = {int(now): row for row, now in enumerate(self.states.records["now_ns"])}
-        times = records["now_ns"].tolist()
+        times, ids = records["now_ns"].tolist(), records["policy_id"].tolist()
         given: PolicyInput = self.inputs.codec.new()
         synced, before, episode = False, None, -1
         placed = not place_of  # whether odometry, which outlives episodes, is where it was
@@ -650,10 +653,16 @@ class PilotReplay:
             if before is None or name[0] != before[0]:  # another process
                 synced, episode = name[1] == 1, int(records["episode"][row])
                 placed = synced or not place_of
-                self._each(Pilot.forget)
+                for pilot in filter(None, (*self.owns.values(), self.other)):
+                    pilot.forget()
             elif name[1] != before[1] + 1:
                 synced, placed = False, not place_of
             before = name
+            pilots = self._pilots(ids[row])
+            if not pilots:
+                synced, placed = False, not place_of
+                result.skip(f"the log lacks the file of its policy, {ids[row]:016x}")
+                continue
             if consumed[row] not in where:
                 synced, placed = False, not place_of
                 result.skip("the policy_input it answers is lost")
@@ -663,19 +672,20 @@ class PilotReplay:
                 episode = given.episode
                 if not synced:
                     result.skip("what the policy remembered is lost")
-                elif not all(self.maps.show(pilot, records[row]) for pilot in self._pilots()):
+                elif not all(self.maps.show(pilot, records[row]) for pilot in pilots):
                     result.skip("the height_map it saw is lost")
                     synced, placed = False, not place_of
                 else:
-                    self._step(comparer, row, given, times[row])
-                    place = self.pilot.locate(given, times[row])
+                    self._step(pilots, comparer, row, given, times[row])
+                    place = pilots[0].locate(given, times[row])
                     if placed and (at := place_of.get(consumed[row])) is not None:
                         located.at = at
                         located.meet(place, row, times[row], self._seconds(times[row]))
             if not (synced and placed) and times[row] in snapshots:
                 state = self.states.message(snapshots[times[row]])
                 place = f"{self.log.path}: pilot_state at step {state.step}"
-                self._each(lambda pilot, state=state, place=place: pilot.recall(state, place))
+                for pilot in pilots:
+                    pilot.recall(state, place)
                 synced = placed = True
         return result
 
@@ -685,7 +695,7 @@ class PilotReplay:
         None for logs from before there was any, nor beside another policy, which has none of the
         log's snapshots to go on from.
         """
-        if self.own is not None:
+        if self.other is not None:
             return {}
         records = self.places.records
         names = zip(records["input_instance"].tolist(), records["input_seq"].tolist(), strict=True)
@@ -694,23 +704,27 @@ class PilotReplay:
     def _seconds(self, now_ns: int) -> float:
         return (now_ns + self.offset_ns) * 1e-9
 
-    def _pilots(self) -> list[Pilot]:
-        return [self.pilot] if self.own is None else [self.pilot, self.own]
+    def _pilots(self, which: int) -> list[Pilot]:
+        """Who runs again what this policy answered: the other policy, and its own or none."""
+        own = [self.owns[which]] if which in self.owns else []
+        if self.other is None:
+            return own
+        self.other.policy_id = which
+        return [self.other, *own]
 
-    def _each(self, action: Callable[[Pilot], object]) -> None:
-        for pilot in self._pilots():
-            action(pilot)
-
-    def _step(self, comparer: Comparer, row: int, given: PolicyInput, now_ns: int) -> None:
+    def _step(
+        self, pilots: list[Pilot], comparer: Comparer, row: int, given: PolicyInput, now_ns: int
+    ) -> None:
+        pilot, *beside = pilots
         had = self.result.first
-        if self.own is not None:
-            self.own.step(given, now_ns)
+        for own in beside:
+            own.step(given, now_ns)
         comparer.at = row
-        target = self.pilot.step(given, now_ns)
+        target = pilot.step(given, now_ns)
         comparer.meet(target, row, now_ns, self._seconds(now_ns))
         self.result.steps += 1
-        if had is None and self.result.first is not None and self.own is not None:
-            self.result.first.term = first_term(self.pilot, self.own)
+        if had is None and self.result.first is not None and beside:
+            self.result.first.term = first_term(pilot, beside[0])
 
 
 def first_term(pilot: Pilot, own: Pilot) -> str:
@@ -755,7 +769,8 @@ def replay(
     control = ControlReplay(log, run, used)
     stages = [control()]
     if "target" in log.topics and log.topics["target"].count:
-        stages.append(PilotReplay(log, run, used, policy)())
+        own = [folder / name for name in log.policies.values()]
+        stages.append(PilotReplay(log, run, used, own, policy)())
     if "height_map" in log.topics and log.topics["height_map"].count:
         from sim2real.replay_perception import PerceptionReplay  # which stands on this module
 

@@ -125,7 +125,8 @@ def shadow(log: Log, folder: Path, policy: Path) -> dict[str, Any]:
     }
     result: dict[str, Any] = {
         "level": "R5", "log": str(log.path), "verdict": "done", "policy": str(policy),
-        "same_policy": bool(pilot.policy_id == int(records["policy_id"][0])),
+        "same_policy": bool((records["policy_id"] == pilot.policy_id).all()),
+        "logged_policies": len(np.unique(records["policy_id"])),
         "joint_names": list(robot.joint_names), "steps": len(given), "lost_inputs": answers.lost,
         "noticeable_rad": NOTICEABLE,
         "first_noticeable_s": float(times[beyond.argmax()]) if beyond.any() else None,
@@ -185,6 +186,8 @@ def _notes(result: dict[str, Any]) -> Iterator[str]:
     figure = result["modes"]["POLICY and HOLD"]
     if result["same_policy"]:
         yield "this is the policy that was logged"
+    if (several := result["logged_policies"]) > 1:
+        yield f"{several} policies answered in this log, each for a while: it is held against all"
     if figure["max_all"] == 0.0:
         yield f"it agrees with the log in all {figure['steps']} steps to the last bit"
         return

@@ -24,7 +24,7 @@ from robot.bus import Subscriber
 from robot.console.access import Role
 from robot.console.hands import Hands
 from robot.console.poses import load_arms
-from robot.messages import Command, Mode, PolicyInput, Status, Truth
+from robot.messages import Command, Mode, PolicyInput, Status, Truth, policy_id
 from robot.model import load_robot
 from robot.node import CONSOLE_FILE
 from robot.runs import shipped_policies
@@ -78,7 +78,7 @@ class Bus:
         codecs = {topic: CODECS[topic] for topic in topics}
         self.subscriber = Subscriber(self.context, folder, codecs, every=True)
         self.modes: list[Mode] = []
-        self.reason = ""
+        self.reason, self.policy = "", 0
         self.released = False  # by the gantry
         self.place = np.zeros(2)  # m
         self.wish = np.zeros(3)  # newest command
@@ -88,7 +88,7 @@ class Bus:
     def hear(self) -> Bus:
         while message := self.subscriber.receive():
             if isinstance(message, Status):
-                self.reason = message.reason
+                self.reason, self.policy = message.reason, message.policy_id
                 if not self.modes or self.modes[-1] != message.mode:
                     self.modes.append(Mode(message.mode))
             elif isinstance(message, Truth):
@@ -367,6 +367,41 @@ def test_a_person_marks_a_moment_and_replays_an_earlier_run_in_which_nobody_driv
     press(page, "ACQUIRE")
     expect(page.locator("#chip-driver")).to_have_text("you drive", timeout=PATIENT_MS)
     expect(row.get_by_role("button", name="Replay")).to_be_disabled(timeout=PATIENT_MS)
+
+
+def test_another_policy_is_picked_while_standing_and_walks(house):
+    page, bus = house("sim", shipped_policies()["walk"])
+    expect(page.locator("#policy-now")).to_have_text("walk on cpu", timeout=PATIENT_MS)
+    page.locator("#policies summary").first.click()
+    expect(page.locator("#policies-why")).to_have_text("Not now: take control first.")
+    other = page.locator(".policy", has_text="terrain-walk").get_by_role("button")
+    expect(other).to_have_text("Load", timeout=PATIENT_MS)
+    expect(other).to_be_disabled()
+    into_policy(page, bus)
+    eventually(lambda: bus.hear().released, 60.0)
+    walk = page.locator(".policy").filter(has_not_text="terrain-walk").get_by_role("button").first
+    expect(walk).to_have_text("loaded")
+    other.click()
+    expect(page.locator("#policy-change")).to_contain_text("loading another: ")
+    expect(page.locator("#ask-START_POLICY")).to_contain_text("a policy is being loaded")
+    picture(page, "policy-loading")
+    expect(page.locator("#policy-now")).to_have_text("terrain-walk on cpu", timeout=PATIENT_MS)
+    expect(other).to_have_text("loaded")
+    expect(page.locator("#events")).to_contain_text("policy: terrain-walk is loaded")
+    assert bus.mode == Mode.STAND
+    start_policy(page)
+    text = "Not now: in POLICY the policy moves the robot"
+    expect(page.locator("#policies-why")).to_contain_text(text)
+    expect(walk).to_be_disabled()
+    time.sleep(2.5)  # the ramp into the policy: until it ends, commands wait
+    page.keyboard.down("KeyW")
+    assert walk_until(bus, 0.3) >= 0.3, bus.reason
+    picture(page, "another-policy-walks", full=True)
+    page.keyboard.up("KeyW")
+    sees(page, "HOLD")
+    expect(page.locator("#policies-why")).to_contain_text("Not now: in HOLD")
+    assert bus.policy == policy_id(shipped_policies()["terrain-walk"].read_bytes())
+    assert Mode.FAULT not in bus.modes
 
 
 def test_others_watch_from_a_phone_and_may_stop(house, browser: Browser, standing_policy: Path):

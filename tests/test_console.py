@@ -30,12 +30,14 @@ from robot.messages import (
     VALID_ARMS,
     VALID_VELOCITY,
     Ask,
+    ChangeState,
     Command,
     Encoding,
     Event,
     Frame,
     Message,
     Mode,
+    PolicyChoice,
     PolicyInfo,
     RecorderStatus,
     Request,
@@ -49,7 +51,9 @@ from tests.conftest import eventually
 
 MS = 1_000_000
 # What we say for others.
-TOLD = ("status", "policy_info", "policy_input", "recorder", "truth", "frame.head_rgb")
+TOLD = (
+    "status", "policy_info", "policy_change", "policy_input", "recorder", "truth", "frame.head_rgb",
+)  # fmt: skip
 
 
 class House:
@@ -71,7 +75,9 @@ class House:
         self.inputs = codecs["policy_input"]
         self.truth: Truth = codecs["truth"].new()
         self.frame: Frame = codecs["frame.head_rgb"].new()
-        heard = self.node.pick("command.console", "request.console", "event.console")
+        heard = self.node.pick(
+            "command.console", "request.console", "event.console", "policy_choice"
+        )
         self.subscriber = Subscriber(self.context, folder, heard, every=True)
         self.status: Status = codecs["status"].new()
         self.status.mode, self.status.source = Mode.PASSIVE, 255
@@ -81,6 +87,7 @@ class House:
         self.commands: list[Command] = []
         self.requests: list[Request] = []
         self.events: list[Event] = []
+        self.choices: list[PolicyChoice] = []
         self.recorder: RecorderStatus | None = None  # told once there is one
         self.thread = threading.Thread(target=console_node.main, args=(self.node,))
         self.thread.start()
@@ -157,6 +164,13 @@ class House:
         self.publishers["truth"].send(truth, now)
         return now
 
+    def change(self, state: ChangeState, text: str) -> None:
+        """The manager's answer to the newest choice."""
+        message, choice = self.node.codecs["policy_change"].new(), self.choices[-1]
+        message.answer_instance, message.answer_seq = choice.origin
+        message.policy_id, message.state, message.text = choice.policy_id, state, text
+        self.publishers["policy_change"].send(message, time.monotonic_ns())
+
     def tell_input(self, told: Message) -> bool:
         return self.publishers["policy_input"].send(told, time.monotonic_ns()) > 0
 
@@ -166,6 +180,9 @@ class House:
             return
         if isinstance(message, Event):
             self.events.append(message.copy())
+            return
+        if isinstance(message, PolicyChoice):
+            self.choices.append(message.copy())
             return
         assert isinstance(message, Request)
         status, ask = self.status, Ask(message.ask)
@@ -640,3 +657,75 @@ def test_a_cameras_next_picture_comes_when_the_last_one_is_shown(house: House):
     (taken,) = struct.unpack("<d", page.poses[-1][:8])
     assert min(abs(taken - (ns * 1e-6 - 5000.0)) for ns in times) < 250.0
     assert (len(page.poses[-1]) - 8) % 28 == 0
+
+
+ID = "00c0ffee00c0ffee"
+
+
+def test_who_drives_and_may_arm_chooses_a_policy_and_sees_what_becomes_of_it(house: House):
+    page, other = house.page(), house.page()
+    why = {name: lambda name=name: page.you().get(name, "?") for name in ("choose", "note")}
+    house.until(lambda: why["choose"]() == "take control first")
+    page.send(t="choose", policy=ID)
+    house.until(lambda: why["note"]() == "take control first")
+    page.takes_control()
+    house.until(lambda: why["choose"]() == "" and other.you()["choose"] == "take control first")
+    house.status.mode = Mode.HOLD
+    house.until(lambda: "in HOLD the policy moves the robot" in why["choose"]())
+    page.send(t="choose", policy=ID)
+    house.until(lambda: "in HOLD the policy moves the robot" in why["note"]())
+    assert not house.choices
+    house.status.mode = Mode.STAND
+    house.until(lambda: page.you()["why"]["START_POLICY"] == "" == why["choose"]())
+    page.send(t="choose", policy=ID)
+    house.until(lambda: house.choices)
+    (choice,) = house.choices
+    said = choice.policy_id, choice.lease, choice.source
+    assert said == (int(ID, 16), house.status.lease, source_index("console"))
+    busy = "a policy is being loaded"
+    house.until(lambda: why["choose"]() == page.you()["why"]["START_POLICY"] == busy)
+    house.change(ChangeState.LOADING, "checking the file")
+    loading = {"id": ID, "state": "LOADING", "text": "checking the file"}
+    house.until(lambda: other.shown()["change"] == loading)
+    count = len(house.choices)
+    page.send(t="choose", policy=ID)
+    page.ask(Ask.START_POLICY)
+    house.until(lambda: page.you()["note"] == "a policy is being loaded")
+    assert len(house.choices) == count and Ask.START_POLICY not in house.asks()
+    house.change(ChangeState.REFUSED, "its test vectors lie")
+    house.until(lambda: other.shown()["change"]["state"] == "REFUSED" and why["choose"]() == "")
+    assert "policy: not loaded: its test vectors lie" in house.said
+
+    page.send(t="choose", policy=ID)
+    house.until(lambda: house.choices[-1].seq == 2)
+    house.change(ChangeState.READY, "other")
+    house.info.policy_id = int(ID, 16)
+    house.until(lambda: "policy: other is loaded" in house.said)
+    house.until(lambda: (page.shown().get("policy") or {}).get("id") == ID)
+    page.ask(Ask.START_POLICY)
+    house.until(lambda: Ask.START_POLICY in house.asks())
+    assert house.requests[-1].policy_id == int(ID, 16), "the one that pages show, and no other"
+
+
+def test_a_choice_that_nobody_answers_is_given_up(house: House):
+    page = house.page()
+    page.takes_control()
+    house.status.mode = Mode.STAND
+    house.until(lambda: page.you()["choose"] == "")
+    page.send(t="choose", policy=ID)
+    house.until(lambda: page.you()["note"] == "no answer from the manager")
+    assert page.you()["choose"] == "" and page.you()["why"]["START_POLICY"] == ""
+
+
+def test_whoever_may_not_arm_chooses_nothing(house: House):
+    own = house.page()
+    own.send(t="invite", role=int(Role.DRIVE))
+    house.until(lambda: "invite" in own.hear())
+    page = house.page(house.cookie(own.heard["invite"]["address"].partition("token=")[2]))
+    page.takes_control()
+    page.send(t="choose", policy=ID)
+    house.until(lambda: page.you()["note"] == page.you()["choose"] == "this page may drive only")
+    for bad in ("c0ffee", ID.upper(), f"{ID}0", "../../etc/passwd"):
+        page.send(t="choose", policy=bad)
+    house.until(lambda: len([line for line in house.refusals() if "policy" in line]) == 4)
+    assert not house.choices

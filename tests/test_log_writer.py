@@ -24,6 +24,7 @@ from robot.bus import Outbox
 from robot.config import REPOSITORY, UserError
 from robot.log import Log
 from robot.log_writer import LogWriter, describe_run, open_log
+from robot.messages import policy_id
 from robot.model import load_robot
 from robot.runs import RunConfig, load_run
 from robot.topics import TOPICS, make_codecs
@@ -219,6 +220,32 @@ def test_an_attachment_that_comes_later_is_in_this_and_all_further_segments(tmp_
     writer.close("done")
     for number in range(2):
         assert Log(writer.folder / f"{number:03d}.mcap").attachments["realtime.json"] == b"[]"
+
+
+def test_a_policy_that_comes_later_is_in_one_segment_whatever_the_disk_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    writer = opened(tmp_path, rotate_s=1.0)
+    feed = Feed(writer)
+    feed.ticks(10)
+    writer.attach("policy-aa.onnx", b"aa")
+    feed.ticks(600)
+    monkeypatch.setattr(log_writer, "_free", lambda where: 0)
+    writer.flush()
+    assert not writer.recording
+    writer.attach("policy-bb.onnx", b"bb")  # nothing can be written now; it must not be forgotten
+    monkeypatch.undo()
+    writer._retry_at = 0
+    writer.flush()
+    feed.ticks(600)
+    writer.close("done")
+    files = [Log(writer.folder / name).attachments for name in names(writer)]
+    held = [{name for name in one if name.endswith(".onnx")} for one in files]
+    assert held[0] == {"policy-aa.onnx"} and len(held) >= 3
+    assert [len(one) for one in held].count(1) == 2 and {"policy-bb.onnx"} in held
+    assert Log(writer.folder).policies == {
+        policy_id(b"aa"): "policy-aa.onnx", policy_id(b"bb"): "policy-bb.onnx",
+    }  # fmt: skip
 
 
 def test_a_second_writer_goes_on_in_the_same_folder(tmp_path: Path):

@@ -142,14 +142,16 @@ def logged(run: RunConfig, folder: Path, lost: int | None = None) -> Log:
 
 
 def test_what_it_saw_is_replayed_to_the_byte(run: RunConfig, tmp_path: Path) -> None:
-    result = PilotReplay(logged(run, tmp_path), run, ROBOT)()
+    assert run.policy
+    result = PilotReplay(logged(run, tmp_path), run, ROBOT, [run.policy])()
     assert (result.steps, result.different) == (50, 0)
 
 
 def test_a_map_that_the_log_lacks_makes_steps_incomplete_not_different(
     run: RunConfig, tmp_path: Path
 ) -> None:
-    result = PilotReplay(logged(run, tmp_path, lost=4), run, ROBOT)()
+    assert run.policy
+    result = PilotReplay(logged(run, tmp_path, lost=4), run, ROBOT, [run.policy])()
     assert result.different == 0
     # Steps 4 to 6 saw it; what the policy remembers afterwards comes with the next snapshot.
     assert result.steps < 50 and result.incomplete >= 3

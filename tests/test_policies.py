@@ -11,7 +11,8 @@ import pytest
 
 from policies.manifest import read_policy
 from policies.signature import create_key, sign
-from robot.console.policies import candidates, policy_lines, rows
+from robot.choice import offered
+from robot.console.policies import policy_lines, rows
 from robot.node import RUN_FILE
 from robot.runs import RunConfig, load_run, shipped_policies
 from tests.test_console import House
@@ -33,17 +34,18 @@ def run(tmp_path: Path, standing_policy: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_runs_policy_comes_first_and_each_file_once(run: RunConfig):
     assert run.policy
     (run.policy.parent / "again.onnx").symlink_to(run.policy)
-    names = [path.name for path in candidates(run)]
+    names = [path.name for path in offered(run)]
     shipped = [path.name for path in shipped_policies().values()]
     assert sorted(names[1:]) == sorted(["theirs.onnx", *shipped])
     assert {names[0]} <= {"mine.onnx", "again.onnx"}
-    assert candidates(load_run("loopback")) == list(shipped_policies().values())
+    assert offered(load_run("loopback")) == list(shipped_policies().values())
 
 
 def test_a_policy_tells_its_ranges_its_judgement_and_who_vouches_for_it(run: RunConfig):
+    assert run.policy
     told = {one["file"]: one for one in rows(run)}
     mine, theirs, walk = told["mine.onnx"], told["theirs.onnx"], told["walk.onnx"]
-    assert mine["loaded"] and not theirs["loaded"] and not walk["loaded"]
+    assert mine["id"] == f"{read_policy(run.policy).policy_id:016x}" and theirs["id"] == ""
     assert mine["signed"] == "anna" and mine["unsigned"] == mine["why"] == ""
     assert mine["ranges"] == {axis: [-1.0, 1.0] for axis in ("vx", "vy", "yaw_rate")}
     assert "is not signed" in walk["unsigned"] and walk["why"] == ""

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from robot.messages import (
+    ChangeState,
     FrameFault,
     HeightMap,
     Mode,
@@ -112,6 +113,10 @@ def test_the_policy_row_says_what_runs_or_what_to_do():
     info.name, info.provider = "my walk", "cpu"
     screen.view.hear(info)
     assert screen.row("policy") == "my walk on cpu"
+    change = CODECS["policy_change"].new()
+    change.state, change.text = ChangeState.LOADING, "checking the file"
+    screen.view.hear(change)
+    assert screen.row("policy") == "my walk on cpu; loading another: checking the file"
     assert Screen(None).row("policy") == (
         "none: import one with `plexus policy import FILE`, run with --policy"
     )

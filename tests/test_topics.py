@@ -14,7 +14,7 @@ from robot.topics import OPERATOR_TOPICS, SOURCES, TOPIC, TOPICS, Rank, make_cod
 
 RATES = {
     "control", "policy", "policy, and on change", "control / 50", "on event", "on input",
-    "1 Hz", "2 Hz", "20 Hz", "20 Hz, and on change", "50 Hz", "camera",
+    "1 Hz", "1 Hz, and on change", "2 Hz", "20 Hz", "20 Hz, and on change", "50 Hz", "camera",
 }  # fmt: skip
 
 

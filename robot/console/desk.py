@@ -34,10 +34,32 @@ from robot.console.operators import (
     Operators,
     Out,
 )
+from robot.console.picks import TOPIC as CHOICES
+from robot.console.picks import Picks
 from robot.console.picture import Picture
 from robot.console.shapes import Shapes
-from robot.console.wire import AskFor, Drive, Invite, Mark, Pong, Rehearse, Said, Seen, Watch
-from robot.messages import Ask, Frame, Message, PolicyInfo, PolicyInput, RecorderStatus, Status
+from robot.console.wire import (
+    AskFor,
+    Choose,
+    Drive,
+    Invite,
+    Mark,
+    Pong,
+    Rehearse,
+    Said,
+    Seen,
+    Watch,
+)
+from robot.messages import (
+    Ask,
+    Frame,
+    Message,
+    PolicyChange,
+    PolicyInfo,
+    PolicyInput,
+    RecorderStatus,
+    Status,
+)
 from robot.node import Node
 from robot.terrain import terrain_of
 
@@ -100,6 +122,7 @@ class Desk:
         self.address = ""  # http://host:port, once it is known
         self.pages: list[Page] = []
         self.operators = Operators(node.codecs, node.config.timing_factor, arms=ArmWish(node.robot))
+        self.picks = Picks(node.codecs[CHOICES], self.operators)
         self.marks = Marks(node.codecs[TOPIC], node.config.timing_factor)
         self.picture = Picture(node.robot, node.config)
         terrain = terrain_of(node.config.sim.terrain)
@@ -155,6 +178,8 @@ class Desk:
             self._mark(page, said, now)
         elif isinstance(said, Watch):
             self.operators.watch(page.operator, said.replay)
+        elif isinstance(said, Choose):
+            self._choose(page, said, now)
         elif isinstance(said, Seen):
             page.awaited.discard(said.camera)
 
@@ -227,6 +252,12 @@ class Desk:
         what = {"mark": "marked", "begin": "began an episode", "end": "ended the episode"}
         self.say(f"{visit.name} {what[said.kind]}{f': {said.note}' if said.note else ''}")
 
+    def _choose(self, page: Page, said: Choose, now: int) -> None:
+        chosen = list(self.picks.choose(page.operator, int(said.policy, 16), now))
+        self._send(chosen)
+        if chosen:
+            self.say(f"{page.line.visit.name} chose policy {said.policy}")
+
     # --- the bus ----------------------------------------------------------------------------------
 
     def take(self, message: Message) -> bool:
@@ -236,18 +267,21 @@ class Desk:
             self.operators.hear(message, now_ns())
         elif isinstance(message, PolicyInfo):
             self.operators.hear_policy(message)
+        elif isinstance(message, PolicyChange):
+            self.picks.hear(message)
         elif isinstance(message, RecorderStatus):
             self.marks.hear(message, now_ns())
         elif isinstance(message, PolicyInput):
             self.operators.arms.hear(message)
         self.picture.hear(message, _wall())
         self.eyes.hear(message)
-        answered = self._tell_answers()
+        answered = self._tell_answers() or isinstance(message, PolicyChange)
         return answered or self.operators.mode != before
 
     def turn(self, now: int) -> None:
         """What time brings: repetitions, deadmen, pings."""
         self._send(self.operators.step(now))
+        self._send(self.picks.step(now))
         self._tell_answers()
         for page in self.pages:
             if now - page.pinged_ns >= PING_NS:
@@ -264,6 +298,9 @@ class Desk:
 
     def _tell_answers(self) -> bool:
         """Control's answers, to who asked; what a robot does by request is an event for all."""
+        ended, self.picks.ended = self.picks.ended, []
+        for loaded, text in ended:
+            self.say(f"policy: {text}", "" if loaded else "bad")
         answered, self.operators.answered = self.operators.answered, []
         for operator, ask, ok, reason, ms in answered:
             line = next((p.line for p in self.pages if p.operator is operator), None)
@@ -299,6 +336,7 @@ class Desk:
             return
         ground = self.eyes.ground(now)
         more = {"rehearsed": self.chaos != Chaos(), "arms": self.operators.arms.told()}
+        more["change"] = self.picks.to_dict()
         common = json.dumps(self.picture.to_dict(now) | more)
         for page in self.pages:
             you = json.dumps(self._you(page, now))
@@ -332,7 +370,8 @@ class Desk:
             "stop_ms": round(operator.stop_ms, 1), "note": operator.note,
             "refused": operator.refused, "pages": len(self.pages),
             "why": {ask.name: self.operators.why_not(operator, ask) for ask in ROLE},
-            "watches": operator.watches, "marks": self.marks.to_dict(operator.role, now),
+            "watches": operator.watches, "choose": self.picks.why_not(operator),
+            "marks": self.marks.to_dict(operator.role, now),
         }  # fmt: skip
 
 

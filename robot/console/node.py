@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from robot.bus import Publisher, Subscriber
 from robot.clock import now_ns
 from robot.config import UserError
-from robot.console import marks
+from robot.console import marks, picks
 from robot.console.access import Access, Role, own_hosts
 from robot.console.desk import Desk
 from robot.console.operators import SOURCE, Out
@@ -34,11 +34,11 @@ class Bus:
     """
 
     def __init__(self, node: Node) -> None:
-        topics = (f"command.{SOURCE}", f"request.{SOURCE}", marks.TOPIC)
+        topics = (f"command.{SOURCE}", f"request.{SOURCE}", marks.TOPIC, picks.TOPIC)
         self._publishers = {
             t: Publisher(node.context, node.directory, t, node.codecs[t]) for t in topics
         }
-        told = node.pick("status", "policy_info", "timing", "recorder")
+        told = node.pick("status", "policy_info", "policy_change", "timing", "recorder")
         self.told = Subscriber(node.context, node.directory, told)
         # Only the newest of these is looked at, once per picture.
         frames = (f"frame.{camera}" for camera in CAMERA_OF.values())

@@ -123,10 +123,12 @@ class Operators:
         self.mode = Mode.PASSIVE
         self.holder = self.holder_source = 0
         self.heard = False  # control has spoken
+        self.changing = False  # another policy is being loaded (picks.py): none is started
         self.answered: list[tuple[Operator, Ask, bool, str, float]] = []  # ok, reason, ms; to tell
         self._asked: Asked | None = None
         self._retry_ns = 0
         self._instance = 0  # of control
+        self._policy_id = 0  # announced by the pilot
         self._velocity_max = np.zeros(3)
         self._velocity_min = np.zeros(3)
         self._request_codec = codecs[f"request.{SOURCE}"]
@@ -199,7 +201,7 @@ class Operators:
 
     def _let_go(self, operator: Operator, now_ns: int) -> Iterator[Out]:
         engaged, operator.engaged = operator.engaged, False
-        under_way = self._asked.message.ask if self._asked else Ask.NONE
+        under_way = self.under_way
         # An ENGAGE that control has not answered may yet be obeyed: the HOLD goes after it.
         walking = self.mode == Mode.POLICY or under_way in (Ask.ENGAGE, Ask.START_POLICY)
         if engaged and walking and under_way != Ask.ESTOP:
@@ -240,6 +242,8 @@ class Operators:
             return "no word from control yet"
         if self._asked is not None and (self._asked.message.ask == Ask.ESTOP or ask not in STOPS):
             return f"control has not answered {Ask(self._asked.message.ask).name} yet"
+        if ask == Ask.START_POLICY and self.changing:
+            return "a policy is being loaded"
         drives = operator is self.driver
         if ask == Ask.RELEASE:
             return "" if drives else "this page does not drive"
@@ -273,9 +277,16 @@ class Operators:
     def _ask(self, operator: Operator, ask: Ask, pressed_ns: int, now_ns: int) -> Out:
         message: Request = self._request_codec.new()
         message.source, message.lease, message.ask = source_index(SOURCE), operator.nonce, ask
+        if ask == Ask.START_POLICY:  # the one that pages show, and no other
+            message.policy_id = self._policy_id
         self._asked = Asked(message, [(operator, pressed_ns)], now_ns, now_ns)
         operator.note = ""
         return Out(f"request.{SOURCE}", message, now_ns)
+
+    @property
+    def under_way(self) -> Ask:
+        """What control has not answered yet; NONE if nothing is."""
+        return Ask(self._asked.message.ask) if self._asked else Ask.NONE
 
     # --- time and control's word ------------------------------------------------------------------
 
@@ -297,7 +308,8 @@ class Operators:
             yield Out(f"request.{SOURCE}", asked.message, now_ns, again=True)
 
     def hear_policy(self, info: PolicyInfo) -> None:
-        """The ranges that a full stick means."""
+        """Which policy a start would start, and the ranges that a full stick means."""
+        self._policy_id = info.policy_id
         self._velocity_min[:], self._velocity_max[:] = info.velocity_min, info.velocity_max
 
     def hear(self, status: Status, now_ns: int) -> None:

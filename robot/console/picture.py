@@ -146,7 +146,7 @@ class Picture:
         if info is None:
             return None
         return {
-            "name": info.name, "provider": info.provider,
+            "name": info.name, "provider": info.provider, "id": f"{info.policy_id:016x}",
             "min": [_round(v, 2) for v in info.velocity_min],
             "max": [_round(v, 2) for v in info.velocity_max],
         }  # fmt: skip

@@ -121,6 +121,14 @@ class Watch(Strict):
     replay: bool
 
 
+class Choose(Strict):
+    """Another policy is wanted."""
+
+    t: Literal["choose"]
+    policy: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+    """its id, as the list of policies has it"""
+
+
 class Seen(Strict):
     """The picture of a camera is on the page: the next one may come."""
 
@@ -128,7 +136,7 @@ class Seen(Strict):
     camera: Annotated[str, Field(max_length=15)]
 
 
-Said = Drive | AskFor | Pong | Invite | Rehearse | Mark | Watch | Seen
+Said = Drive | AskFor | Pong | Invite | Rehearse | Mark | Watch | Choose | Seen
 _SAID: TypeAdapter[Said] = TypeAdapter(Annotated[Said, Field(discriminator="t")])
 
 

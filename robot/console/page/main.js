@@ -20,7 +20,7 @@ const plots = new Plots($("plots"), $("signal-add"));
 const eyes = new Eyes($("eyes"), (camera) => link.send({t: "seen", camera}));
 const panels = new Panels((name) => link.ask(ASK[name]));
 const replay = new Replay(view, (on) => { drive.release(); view.ground(!on); link.send({t: "watch", replay: on}); });
-new Policies();
+const policies = new Policies((id) => link.send({t: "choose", policy: id}));
 const recording = new Recording((message) => link.send(message), (id) => replay.open(id));
 const link = new Link({
   link(open) {
@@ -49,6 +49,7 @@ const link = new Link({
     if (replay.on && you.drives) replay.close(); // the server let it drive: it sees what it drives
     drive.active = you.drives && !replay.on;
     recording.state(all, you);
+    policies.show(all, you);
     panels.show(all, you);
     plots.hear(all);
     eyes.age();
