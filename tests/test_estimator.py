@@ -113,8 +113,8 @@ def test_after_a_gap_it_goes_on_where_it_was() -> None:
 def test_an_accelerometer_that_is_dead_leads_nobody_far() -> None:
     leg, found = OnOneLeg(), Estimator(ROBOT)
     for k in range(100):
-        *given, accel = leg.measure(0.02 * k)
-        found.step(*given, 0 * accel, k * STEP_NS)
+        pos, vel, quat, gyro, accel = leg.measure(0.02 * k)
+        found.step(pos, vel, quat, gyro, 0 * accel, k * STEP_NS)
         moved = found.velocity_w - (leg.pelvis(0.02 * k + 1e-5)[0] - leg.pelvis(0.02 * k)[0]) / 1e-5
         assert np.linalg.norm(moved) < LEAD + 0.1
 
