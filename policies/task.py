@@ -38,6 +38,7 @@ from robot.model import Robot
 # Estimate of how high each foot is lifted: where an episode begins (m), and how much of an error at
 # the top of a swing it takes in. A foot that stays down is at a fifth of it after 1.5 cycles.
 LIFT_START, LIFT_RATE = 0.1, 0.12
+GOING = 0.2  # m/s asked for, from which a foot looks where it goes
 EDGE, EDGE_TILT = 0.03, 0.1  # m under a standing sole's point that is an edge; squared slope at it
 # What the task remembers beside the world, by name; all are exactly resumed.
 MEMORY = (
@@ -242,6 +243,8 @@ class Task(VecEnv):
         tilt = torch.where(uneven.unsqueeze(1) > 0, tilt.clamp(max=EDGE_TILT), tilt)
         contact = world.foot_contact
         overhang = (soles > EDGE).float().mean(2) * contact * uneven.unsqueeze(1)
+        way = self.command[:, 0].sign() * (self.command[:, 0].abs() > GOING)
+        rise = world.rise(torch.stack([cos, sin], 1) * way.unsqueeze(1))
         across = world.foot_pos[:, 0] - world.foot_pos[:, 1]
         return State(
             body=body, command=self.command, moving=running[:, 0].float(), swing=bump,
@@ -253,7 +256,7 @@ class Task(VecEnv):
             foot_height=soles.mean(2), lift=self.lift, foot_tilt=tilt,
             foot_speed=world.foot_velocity.norm(dim=2), foot_contact=contact,
             foot_gap=cos * across[:, 1] - sin * across[:, 0], finite=world.finite,
-            uneven=uneven, overhang=overhang,
+            uneven=uneven, overhang=overhang, rise=rise,
         )  # fmt: skip
 
     def _follow(self, state: State) -> None:
