@@ -59,8 +59,8 @@ class Feet(Strict):
     """m, the same for both feet, symmetric in y."""
     toe_radius: Positive = 0.01
     """m."""
-    toes: list[tuple[float, float, float]] = []
-    """m; smaller spheres that only boxes touch: what a foot strikes a step with. Round soles climb."""
+    toes: list[tuple[float, float, float]] = Field(default_factory=list)
+    """m; smaller spheres that only boxes touch: what a foot strikes a step with."""
 
 
 class Rough(Strict):
