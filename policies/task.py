@@ -14,6 +14,7 @@ from rsl_rl.env import VecEnv
 from tensordict import TensorDict
 from torch import Tensor
 
+from policies.crossing import AIM_GAIN, AIM_MOST, TURN_GAIN, TURN_MOST
 from policies.eyes import CELLS, Eyes
 from policies.recipe import Recipe
 from policies.rewards import CRITIC, CURRICULUM, LEVELS, REWARDS, TERMINATIONS, State
@@ -43,7 +44,7 @@ EDGE, EDGE_TILT = 0.03, 0.1  # m under a standing sole's point that is an edge; 
 # What the task remembers beside the world, by name; all are exactly resumed.
 MEMORY = (
     "episode_length_buf", "action", "last_action", "older_action", "phase", "command",
-    "next_command",
+    "next_command", "steered",
     "arm_from", "arm_to", "arm_at", "arm_time", "arm_random", "arm_swing", "arm_frequency",
     "arm_angle", "velocity_error", "lift", "first", "reward_sums",
 )  # fmt: skip
@@ -100,6 +101,7 @@ class Task(VecEnv):
         self.phase = torch.zeros(count, 1)
         self.command = torch.zeros(count, 4 + arms)
         self.next_command = torch.zeros(count)
+        self.steered = torch.zeros(count, dtype=torch.bool)
         self.arm_from, self.arm_to, self.arm_swing = (torch.zeros(count, arms) for _ in range(3))
         self.arm_at, self.arm_time = torch.zeros(count), torch.ones(count)
         self.arm_random = torch.zeros(count, dtype=torch.bool)
@@ -321,7 +323,8 @@ class Task(VecEnv):
             return
         if (ground := self.world.ground) is not None:
             fallen = torch.zeros(len(rows), dtype=torch.bool) if falls is None else falls[rows]
-            ground.assign(rows, fallen, self.world.base_pos[rows, :2].norm(dim=1))
+            # Along the way only: beside every terrain there is a flat strip to stroll along.
+            ground.assign(rows, fallen, self.world.base_pos[rows, 0].abs())
         self.world.reset(rows.to(torch.int32).numpy(), self.levels, self.recipe.randomisation)
         self.episode_length_buf[rows.to(self.device)] = 0
         for buffer in (self.action, self.last_action, self.older_action):
@@ -373,7 +376,21 @@ class Task(VecEnv):
             return velocity
         straight = torch.stack([draw(*spec.ahead_vx, n), *(0.1 * draw(-1, 1, 2, n))], 1)
         chosen = (draw(0, 1, n) < spec.ahead) & ground.rows[rows]
+        self.steered[rows] = chosen
         return torch.where(chosen.unsqueeze(1), straight, velocity)
+
+    def _steer(self) -> None:
+        """Who walks ahead on terrain is steered along it, as a person and the judge would.
+
+        Velocities are in the heading frame: who may turn aside walks along a step, not over it.
+        """
+        yaw = yaw_of(self.world.quat)
+        back = torch.cos(yaw) < 0  # along -x: as if the world were turned by half a circle
+        side = torch.where(back, -1.0, 1.0) * self.world.base_pos[:, 1]
+        off = (-AIM_GAIN * side).clamp(-AIM_MOST, AIM_MOST) - yaw + torch.pi * back
+        away = torch.atan2(torch.sin(off), torch.cos(off))
+        turn = (TURN_GAIN * away).clamp(-TURN_MOST, TURN_MOST)
+        self.command[:, 2] = torch.where(self.steered, turn, self.command[:, 2])
 
     def _draw_arms(self, rows: Tensor) -> None:
         """Choose for each between held, swinging and random, and begin there."""
@@ -422,6 +439,7 @@ class Task(VecEnv):
             self.arm_to[there] = self._arm_pose(len(there))
             self.arm_at[there] = 0.0
             self.arm_time[there] = self.world.uniform(*self.recipe.arms.move_time, len(there))
+        self._steer()
         self._place_arms()
 
     # --- observations -----------------------------------------------------------------------------

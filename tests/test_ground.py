@@ -173,6 +173,26 @@ def test_commands_on_terrain_ask_to_walk_on_and_robots_look_along_it():
     assert torch.sin(yaw).abs().max() < np.sin(0.51)
 
 
+def test_who_walks_on_terrain_is_steered_along_it_and_a_level_is_won_along_it_only():
+    task = Task(seeing(), ROBOT, num_envs=12, threads=1)
+    world, rows = task.world, task._uneven > 0
+    for yaw, y, turn in ((0.2, 0.0, -0.3), (-0.1, 0.0, 0.15), (0.0, 0.4, -0.3), (3.0, 0.0, 0.212),
+                         (np.pi, 0.4, 0.3), (1.5, 0.0, -0.5)):  # fmt: skip
+        world.quat[:] = torch.tensor([np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)])
+        world.base_pos[:, 1] = y
+        task._steer()
+        assert task.command[rows, 2] == pytest.approx(turn, abs=2e-3), (yaw, y)
+    some = world.ground
+    assert some is not None
+    some.level[:] = 0
+    world.base_pos[:] = torch.tensor([0.5, 6.0, 0.8])
+    task._reset(torch.ones(12, dtype=torch.bool), torch.zeros(12, dtype=torch.bool))
+    assert (some.level == 0).all(), "strolled along the first step"
+    world.base_pos[:] = torch.tensor([-5.0, 0.0, 0.8])
+    task._reset(torch.ones(12, dtype=torch.bool), torch.zeros(12, dtype=torch.bool))
+    assert (some.level[rows] == 1).all()
+
+
 def test_a_seeing_task_resumes_exactly():
     one = Task(seeing(eyes=load_recipe("terrain-walk").eyes), ROBOT, num_envs=6, threads=1)
     zeros = torch.zeros(6, 29)
