@@ -40,6 +40,7 @@ class State:
     finite: Tensor  # (B,) bool
     uneven: Tensor  # (B,) 1 on terrain
     rise: Tensor  # (B, 2) m that the ground before a foot is higher than below it
+    away: Tensor  # (B,) rad by which who is steered along a terrain is turned off it
     overhang: Tensor  # (B, 2) share of a standing foot's sole that has nothing below it
 
 
@@ -196,13 +197,18 @@ def dragging(s: State, *, height: float = 0.02) -> Tensor:
     return s.lift.amin(1) < height
 
 
+def aside(s: State, *, angle: float = 1.0) -> Tensor:
+    """Turned aside by more than `angle` rad: walking along a step is easier than over it."""
+    return s.away.abs() > angle
+
+
 def diverged(s: State) -> Tensor:
     """The physics is no longer finite."""
     return ~s.finite
 
 
 TERMINATIONS: dict[str, Callable[..., Tensor]] = {
-    f.__name__: f for f in (tilted, sunk, dragging, diverged)
+    f.__name__: f for f in (tilted, sunk, dragging, aside, diverged)
 }
 
 

@@ -44,7 +44,7 @@ EDGE, EDGE_TILT = 0.03, 0.1  # m under a standing sole's point that is an edge; 
 # What the task remembers beside the world, by name; all are exactly resumed.
 MEMORY = (
     "episode_length_buf", "action", "last_action", "older_action", "phase", "command",
-    "next_command", "steered",
+    "next_command", "steered", "away",
     "arm_from", "arm_to", "arm_at", "arm_time", "arm_random", "arm_swing", "arm_frequency",
     "arm_angle", "velocity_error", "lift", "first", "reward_sums",
 )  # fmt: skip
@@ -101,7 +101,7 @@ class Task(VecEnv):
         self.phase = torch.zeros(count, 1)
         self.command = torch.zeros(count, 4 + arms)
         self.next_command = torch.zeros(count)
-        self.steered = torch.zeros(count, dtype=torch.bool)
+        self.steered, self.away = torch.zeros(count, dtype=torch.bool), torch.zeros(count)
         self.arm_from, self.arm_to, self.arm_swing = (torch.zeros(count, arms) for _ in range(3))
         self.arm_at, self.arm_time = torch.zeros(count), torch.ones(count)
         self.arm_random = torch.zeros(count, dtype=torch.bool)
@@ -258,7 +258,7 @@ class Task(VecEnv):
             foot_height=soles.mean(2), lift=self.lift, foot_tilt=tilt,
             foot_speed=world.foot_velocity.norm(dim=2), foot_contact=contact,
             foot_gap=cos * across[:, 1] - sin * across[:, 0], finite=world.finite,
-            uneven=uneven, overhang=overhang, rise=rise,
+            uneven=uneven, overhang=overhang, rise=rise, away=self.away,
         )  # fmt: skip
 
     def _follow(self, state: State) -> None:
@@ -389,6 +389,7 @@ class Task(VecEnv):
         side = torch.where(back, -1.0, 1.0) * self.world.base_pos[:, 1]
         off = (-AIM_GAIN * side).clamp(-AIM_MOST, AIM_MOST) - yaw + torch.pi * back
         away = torch.atan2(torch.sin(off), torch.cos(off))
+        self.away = torch.where(self.steered, away, 0.0)
         turn = (TURN_GAIN * away).clamp(-TURN_MOST, TURN_MOST)
         self.command[:, 2] = torch.where(self.steered, turn, self.command[:, 2])
 

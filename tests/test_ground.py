@@ -10,7 +10,7 @@ import torch
 from policies.eyes import XY, Eyes
 from policies.ground import AWAY, SLOTS, Ground, difficulty
 from policies.recipe import EyesRecipe, Recipe, TerrainRecipe, load_recipe
-from policies.rewards import REWARDS
+from policies.rewards import REWARDS, TERMINATIONS
 from policies.task import Task
 from policies.terms import make_body
 from policies.world import training_model
@@ -182,6 +182,8 @@ def test_who_walks_on_terrain_is_steered_along_it_and_a_level_is_won_along_it_on
         world.base_pos[:, 1] = y
         task._steer()
         assert task.command[rows, 2] == pytest.approx(turn, abs=2e-3), (yaw, y)
+        state = task._state(torch.zeros(12, 2), torch.ones(12, 1))
+        assert (TERMINATIONS["aside"](state) == (rows & (yaw == 1.5))).all()
     some = world.ground
     assert some is not None
     some.level[:] = 0
