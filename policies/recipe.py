@@ -57,6 +57,10 @@ class Feet(Strict):
     """m."""
     points: Annotated[list[tuple[float, float, float]], Field(min_length=3)]
     """m, the same for both feet, symmetric in y."""
+    toe_radius: Positive = 0.01
+    """m."""
+    toes: list[tuple[float, float, float]] = Field(default_factory=list)
+    """m; smaller spheres that only boxes touch: what a foot strikes a step with."""
 
 
 class Rough(Strict):

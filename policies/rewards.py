@@ -39,6 +39,8 @@ class State:
     foot_gap: Tensor  # (B,) m between the feet, across the heading
     finite: Tensor  # (B,) bool
     uneven: Tensor  # (B,) 1 on terrain
+    rise: Tensor  # (B, 2) m that the ground before a foot is higher than below it
+    away: Tensor  # (B,) rad by which who is steered along a terrain is turned off it
     overhang: Tensor  # (B, 2) share of a standing foot's sole that has nothing below it
 
 
@@ -69,9 +71,10 @@ def alive(s: State) -> Tensor:
 def foot_phase(s: State, *, height: float = 0.1, sigma: float = 0.006) -> Tensor:
     """exp(-sum (z - z_ref)²/sigma), z_ref the clock's half-sine bump; only while stepping.
 
-    On terrain a foot may be higher for a fifth of the price: it must get over what is there.
+    Before a step up the bump begins with its height. On terrain a foot may be higher for a fifth of
+    the price: it must get over what is there.
     """
-    error = s.foot_height - height * s.swing
+    error = s.foot_height - height * s.swing - s.rise * (2 * s.swing).clamp(max=1.0)
     error = torch.where((error > 0) & (s.uneven > 0).unsqueeze(1), 0.45 * error, error)
     return torch.exp(-error.square().sum(1) / sigma) * s.moving
 
@@ -194,13 +197,18 @@ def dragging(s: State, *, height: float = 0.02) -> Tensor:
     return s.lift.amin(1) < height
 
 
+def aside(s: State, *, angle: float = 1.0) -> Tensor:
+    """Turned aside by more than `angle` rad: walking along a step is easier than over it."""
+    return s.away.abs() > angle
+
+
 def diverged(s: State) -> Tensor:
     """The physics is no longer finite."""
     return ~s.finite
 
 
 TERMINATIONS: dict[str, Callable[..., Tensor]] = {
-    f.__name__: f for f in (tilted, sunk, dragging, diverged)
+    f.__name__: f for f in (tilted, sunk, dragging, aside, diverged)
 }
 
 

@@ -14,6 +14,7 @@ from rsl_rl.env import VecEnv
 from tensordict import TensorDict
 from torch import Tensor
 
+from policies.crossing import AIM_GAIN, AIM_MOST, TURN_GAIN, TURN_MOST
 from policies.eyes import CELLS, Eyes
 from policies.recipe import Recipe
 from policies.rewards import CRITIC, CURRICULUM, LEVELS, REWARDS, TERMINATIONS, State
@@ -38,11 +39,12 @@ from robot.model import Robot
 # Estimate of how high each foot is lifted: where an episode begins (m), and how much of an error at
 # the top of a swing it takes in. A foot that stays down is at a fifth of it after 1.5 cycles.
 LIFT_START, LIFT_RATE = 0.1, 0.12
+GOING = 0.2  # m/s asked for, from which a foot looks where it goes
 EDGE, EDGE_TILT = 0.03, 0.1  # m under a standing sole's point that is an edge; squared slope at it
 # What the task remembers beside the world, by name; all are exactly resumed.
 MEMORY = (
     "episode_length_buf", "action", "last_action", "older_action", "phase", "command",
-    "next_command",
+    "next_command", "steered", "away",
     "arm_from", "arm_to", "arm_at", "arm_time", "arm_random", "arm_swing", "arm_frequency",
     "arm_angle", "velocity_error", "lift", "first", "reward_sums",
 )  # fmt: skip
@@ -99,6 +101,7 @@ class Task(VecEnv):
         self.phase = torch.zeros(count, 1)
         self.command = torch.zeros(count, 4 + arms)
         self.next_command = torch.zeros(count)
+        self.steered, self.away = torch.zeros(count, dtype=torch.bool), torch.zeros(count)
         self.arm_from, self.arm_to, self.arm_swing = (torch.zeros(count, arms) for _ in range(3))
         self.arm_at, self.arm_time = torch.zeros(count), torch.ones(count)
         self.arm_random = torch.zeros(count, dtype=torch.bool)
@@ -242,6 +245,8 @@ class Task(VecEnv):
         tilt = torch.where(uneven.unsqueeze(1) > 0, tilt.clamp(max=EDGE_TILT), tilt)
         contact = world.foot_contact
         overhang = (soles > EDGE).float().mean(2) * contact * uneven.unsqueeze(1)
+        way = self.command[:, 0].sign() * (self.command[:, 0].abs() > GOING)
+        rise = world.rise(torch.stack([cos, sin], 1) * way.unsqueeze(1))
         across = world.foot_pos[:, 0] - world.foot_pos[:, 1]
         return State(
             body=body, command=self.command, moving=running[:, 0].float(), swing=bump,
@@ -253,7 +258,7 @@ class Task(VecEnv):
             foot_height=soles.mean(2), lift=self.lift, foot_tilt=tilt,
             foot_speed=world.foot_velocity.norm(dim=2), foot_contact=contact,
             foot_gap=cos * across[:, 1] - sin * across[:, 0], finite=world.finite,
-            uneven=uneven, overhang=overhang,
+            uneven=uneven, overhang=overhang, rise=rise, away=self.away,
         )  # fmt: skip
 
     def _follow(self, state: State) -> None:
@@ -318,7 +323,8 @@ class Task(VecEnv):
             return
         if (ground := self.world.ground) is not None:
             fallen = torch.zeros(len(rows), dtype=torch.bool) if falls is None else falls[rows]
-            ground.assign(rows, fallen, self.world.base_pos[rows, :2].norm(dim=1))
+            # Along the way only: beside every terrain there is a flat strip to stroll along.
+            ground.assign(rows, fallen, self.world.base_pos[rows, 0].abs())
         self.world.reset(rows.to(torch.int32).numpy(), self.levels, self.recipe.randomisation)
         self.episode_length_buf[rows.to(self.device)] = 0
         for buffer in (self.action, self.last_action, self.older_action):
@@ -370,7 +376,22 @@ class Task(VecEnv):
             return velocity
         straight = torch.stack([draw(*spec.ahead_vx, n), *(0.1 * draw(-1, 1, 2, n))], 1)
         chosen = (draw(0, 1, n) < spec.ahead) & ground.rows[rows]
+        self.steered[rows] = chosen
         return torch.where(chosen.unsqueeze(1), straight, velocity)
+
+    def _steer(self) -> None:
+        """Who walks ahead on terrain is steered along it, as a person and the judge would.
+
+        Velocities are in the heading frame: who may turn aside walks along a step, not over it.
+        """
+        yaw = yaw_of(self.world.quat)
+        back = torch.cos(yaw) < 0  # along -x: as if the world were turned by half a circle
+        side = torch.where(back, -1.0, 1.0) * self.world.base_pos[:, 1]
+        off = (-AIM_GAIN * side).clamp(-AIM_MOST, AIM_MOST) - yaw + torch.pi * back
+        away = torch.atan2(torch.sin(off), torch.cos(off))
+        self.away = torch.where(self.steered, away, 0.0)
+        turn = (TURN_GAIN * away).clamp(-TURN_MOST, TURN_MOST)
+        self.command[:, 2] = torch.where(self.steered, turn, self.command[:, 2])
 
     def _draw_arms(self, rows: Tensor) -> None:
         """Choose for each between held, swinging and random, and begin there."""
@@ -419,6 +440,7 @@ class Task(VecEnv):
             self.arm_to[there] = self._arm_pose(len(there))
             self.arm_at[there] = 0.0
             self.arm_time[there] = self.world.uniform(*self.recipe.arms.move_time, len(there))
+        self._steer()
         self._place_arms()
 
     # --- observations -----------------------------------------------------------------------------

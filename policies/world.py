@@ -35,6 +35,9 @@ CELL_STEP = 0.006  # m more on terrain, whose heights are those of a cell's midd
 LIFTED = 0.04  # m that a foot must be over the ground before the ground below it changes
 PUSH_ON_TERRAIN = 0.4  # share of a push: whom ground fells already need not be pushed hard
 HEADING = 0.5  # rad off the way that a terrain is made for, at most
+HIGHEST = 0.3  # m that a foot is asked to rise for what lies before it
+TOES = 4  # bit of what touches boxes and no plane
+BEFORE = (0.12, 0.19)  # m before the middle of a sole: at its toe, and where it will be soon
 STAGE = mujoco.mjtStage.mjSTAGE_VEL
 # Fields of the model that differ between simulations; the first group needs set_const afterwards.
 INERTIAL = ("body_mass", "body_inertia", "body_ipos", "dof_armature")
@@ -167,6 +170,25 @@ class World:
         above = points[..., 2] - under - self.recipe.sim.feet.radius
         # A point that touches a step from the side may be in the cell of its top.
         self.soles[rows] = above.clamp(min=-CELL_STEP)
+
+    def rise(self, ahead: Tensor) -> Tensor:
+        """By how much the ground before each foot is higher than below it.
+
+        Args:
+            ahead: (B, 2) unit vectors in the world, or zero for who goes nowhere.
+
+        Returns:
+            (B, 2) m, 0 on even ground.
+        """
+        out = torch.zeros(self.num_envs, 2)
+        if (ground := self.ground) is None:
+            return out
+        rows = torch.nonzero(ground.rows).flatten()
+        steps = torch.tensor((0.0, *BEFORE)).view(1, 1, -1, 1)
+        at = self.foot_pos[rows, :, None, :2] + steps * ahead[rows, None, None]
+        heights = ground.heights(rows, at.flatten(1, 2)).view(at.shape[:3])
+        out[rows] = (heights[..., 1:].amax(2) - heights[..., 0]).clamp(0.0, HIGHEST)
+        return out
 
     def refresh(self, ids: Ids) -> None:
         """Kinematics of simulations whose state was written."""
@@ -447,10 +469,16 @@ def training_model(recipe: Recipe, robot: Robot, body: Body) -> mujoco.MjModel:
                 pos=point, contype=0, conaffinity=bit, condim=3, priority=1,
                 friction=[0.6, 0.005, 0.0001], mass=0,
             )  # fmt: skip
+        for i, point in enumerate(sim.feet.toes):
+            foot.add_geom(
+                name=f"{side}_toe_{i}", type=mujoco.mjtGeom.mjGEOM_SPHERE,
+                size=[sim.feet.toe_radius, 0, 0], pos=point, contype=0, conaffinity=TOES, condim=3,
+                priority=1, friction=[0.6, 0.005, 0.0001], mass=0,
+            )  # fmt: skip
     for i in range(SLOTS if recipe.terrain else 0):
         spec.worldbody.add_geom(
             name=f"box_{i}", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.01, 0.01, 0.01],
-            pos=[0.1, 0.1, AWAY], quat=[0.99, 0.1, 0.1, 0], contype=3, conaffinity=0,
+            pos=[0.1, 0.1, AWAY], quat=[0.99, 0.1, 0.1, 0], contype=3 | TOES, conaffinity=0,
         )  # fmt: skip
     if recipe.terrain:  # midphase knows the boxes as they were compiled, and ours move
         spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE

@@ -10,7 +10,10 @@ import torch
 from policies.eyes import XY, Eyes
 from policies.ground import AWAY, SLOTS, Ground, difficulty
 from policies.recipe import EyesRecipe, Recipe, TerrainRecipe, load_recipe
+from policies.rewards import REWARDS, TERMINATIONS
 from policies.task import Task
+from policies.terms import make_body
+from policies.world import training_model
 from robot.geomap import SCAN_XY
 from robot.model import load_robot
 from robot.terrain import FAMILIES, make_terrain
@@ -111,6 +114,54 @@ def test_robots_stand_on_terrain_and_even_ground_has_no_boxes():
     assert (world.fields["geom_pos"][3:, world.boxes, 2] > AWAY).any(axis=1).all()
 
 
+def test_a_foot_is_told_of_the_step_before_it_and_of_none_behind_or_on_even_ground():
+    task = Task(seeing(), ROBOT, num_envs=6, threads=1)
+    world, some = task.world, task.world.ground
+    assert some is not None
+    some.level[:], some.terrain[:] = 1, some.count  # stairs up, the harder
+    step = make_terrain("stairs-up", 0, difficulty("stairs-up", 0.5)).heights([[1.05, 0.0]])[0]
+    forward = torch.tensor([[1.0, 0.0]]).expand(6, 2)
+    world.foot_pos[:, 0], world.foot_pos[:, 1] = torch.tensor([[0.85, 0, 0], [0.7, 0, 0]])
+    assert world.rise(forward)[:3].abs().max() == 0, "who walks on even ground"
+    assert world.rise(forward)[3:, 0] == pytest.approx(step, abs=1e-4)
+    assert world.rise(forward)[3:, 1].abs().max() == 0, "0.3 m before the step"
+    assert world.rise(-forward)[3:].abs().max() == 0 and world.rise(0 * forward).abs().max() == 0
+    state = task._state(torch.tensor([[1.0, 0.0]]).expand(6, 2), torch.ones(6, 1))
+    state.foot_height, state.moving = torch.zeros(6, 2), torch.ones(6)
+    state.foot_height[:, 0] = 0.1
+    state.rise = torch.zeros(6, 2)
+    flat = REWARDS["foot_phase"](state, height=0.1)
+    assert flat == pytest.approx(1.0)
+    state.rise[:, 0] = 0.1
+    assert (REWARDS["foot_phase"](state, height=0.1) < 0.3).all(), "it must rise as high again"
+    state.foot_height[:, 0] = 0.2
+    assert REWARDS["foot_phase"](state, height=0.1) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("height, stopped", [(0.005, False), (0.08, True)])
+def test_a_toe_is_stopped_by_a_step_and_touches_nothing_where_the_foot_stands(height, stopped):
+    recipe = seeing()
+    model = training_model(recipe, ROBOT, make_body(recipe, ROBOT))
+    data = mujoco.MjData(model)
+    box, toe = model.geom("box_0").id, model.geom("left_toe_0").id
+    plane = model.geom("ground_left").id
+    model.geom_pos[plane], model.geom_quat[plane] = 0, (1, 0, 0, 0)
+    spheres = [model.geom(f"left_{i}").id for i in range(4)]
+    mujoco.mj_kinematics(model, data)
+    data.qpos[2] -= data.geom_xpos[spheres, 2].min() - recipe.sim.feet.radius
+    mujoco.mj_kinematics(model, data)
+    x, y, z = data.geom_xpos[toe]
+    assert 0.0 < z - recipe.sim.feet.toe_radius < 0.02, "over the sole"
+    assert x > data.geom_xpos[spheres, 0].max() + recipe.sim.feet.radius, "before all else"
+    face = x + 0.9 * recipe.sim.feet.toe_radius  # a little into the toe
+    model.geom_size[box], model.geom_rbound[box] = (0.1, 0.5, 0.5 * height), 1.0
+    model.geom_pos[box], model.geom_quat[box] = (face + 0.1, y, 0.5 * height), (1, 0, 0, 0)
+    mujoco.mj_forward(model, data)
+    against = [c for c in data.contact if toe in c.geom]
+    assert all(box in c.geom for c in against), "no plane"
+    assert any(abs(c.frame[0]) > 0.95 for c in against) == stopped
+
+
 def test_commands_on_terrain_ask_to_walk_on_and_robots_look_along_it():
     task = Task(seeing(), ROBOT, num_envs=40, threads=1)
     rows = task._uneven > 0
@@ -120,6 +171,28 @@ def test_commands_on_terrain_ask_to_walk_on_and_robots_look_along_it():
     quat = task.world.quat[rows]
     yaw = 2 * torch.atan2(quat[:, 3], quat[:, 0])
     assert torch.sin(yaw).abs().max() < np.sin(0.51)
+
+
+def test_who_walks_on_terrain_is_steered_along_it_and_a_level_is_won_along_it_only():
+    task = Task(seeing(), ROBOT, num_envs=12, threads=1)
+    world, rows = task.world, task._uneven > 0
+    for yaw, y, turn in ((0.2, 0.0, -0.3), (-0.1, 0.0, 0.15), (0.0, 0.4, -0.3), (3.0, 0.0, 0.212),
+                         (np.pi, 0.4, 0.3), (1.5, 0.0, -0.5)):  # fmt: skip
+        world.quat[:] = torch.tensor([np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)])
+        world.base_pos[:, 1] = y
+        task._steer()
+        assert task.command[rows, 2] == pytest.approx(turn, abs=2e-3), (yaw, y)
+        state = task._state(torch.zeros(12, 2), torch.ones(12, 1))
+        assert (TERMINATIONS["aside"](state) == (rows & (yaw == 1.5))).all()
+    some = world.ground
+    assert some is not None
+    some.level[:] = 0
+    world.base_pos[:] = torch.tensor([0.5, 6.0, 0.8])
+    task._reset(torch.ones(12, dtype=torch.bool), torch.zeros(12, dtype=torch.bool))
+    assert (some.level == 0).all(), "strolled along the first step"
+    world.base_pos[:] = torch.tensor([-5.0, 0.0, 0.8])
+    task._reset(torch.ones(12, dtype=torch.bool), torch.zeros(12, dtype=torch.bool))
+    assert (some.level[rows] == 1).all()
 
 
 def test_a_seeing_task_resumes_exactly():
