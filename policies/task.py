@@ -39,12 +39,13 @@ from robot.model import Robot
 # Estimate of how high each foot is lifted: where an episode begins (m), and how much of an error at
 # the top of a swing it takes in. A foot that stays down is at a fifth of it after 1.5 cycles.
 LIFT_START, LIFT_RATE = 0.1, 0.12
+ON_WAY = 0.5  # rad off a terrain's way, from which on one is held to it
 GOING = 0.2  # m/s asked for, from which a foot looks where it goes
 EDGE, EDGE_TILT = 0.03, 0.1  # m under a standing sole's point that is an edge; squared slope at it
 # What the task remembers beside the world, by name; all are exactly resumed.
 MEMORY = (
     "episode_length_buf", "action", "last_action", "older_action", "phase", "command",
-    "next_command", "steered", "away",
+    "next_command", "steered", "on_way", "away",
     "arm_from", "arm_to", "arm_at", "arm_time", "arm_random", "arm_swing", "arm_frequency",
     "arm_angle", "velocity_error", "lift", "first", "reward_sums",
 )  # fmt: skip
@@ -101,7 +102,8 @@ class Task(VecEnv):
         self.phase = torch.zeros(count, 1)
         self.command = torch.zeros(count, 4 + arms)
         self.next_command = torch.zeros(count)
-        self.steered, self.away = torch.zeros(count, dtype=torch.bool), torch.zeros(count)
+        self.steered, self.on_way = (torch.zeros(count, dtype=torch.bool) for _ in range(2))
+        self.away = torch.zeros(count)
         self.arm_from, self.arm_to, self.arm_swing = (torch.zeros(count, arms) for _ in range(3))
         self.arm_at, self.arm_time = torch.zeros(count), torch.ones(count)
         self.arm_random = torch.zeros(count, dtype=torch.bool)
@@ -376,7 +378,7 @@ class Task(VecEnv):
             return velocity
         straight = torch.stack([draw(*spec.ahead_vx, n), *(0.1 * draw(-1, 1, 2, n))], 1)
         chosen = (draw(0, 1, n) < spec.ahead) & ground.rows[rows]
-        self.steered[rows] = chosen
+        self.steered[rows], self.on_way[rows] = chosen, self.on_way[rows] & chosen
         return torch.where(chosen.unsqueeze(1), straight, velocity)
 
     def _steer(self) -> None:
@@ -389,7 +391,9 @@ class Task(VecEnv):
         side = torch.where(back, -1.0, 1.0) * self.world.base_pos[:, 1]
         off = (-AIM_GAIN * side).clamp(-AIM_MOST, AIM_MOST) - yaw + torch.pi * back
         away = torch.atan2(torch.sin(off), torch.cos(off))
-        self.away = torch.where(self.steered, away, 0.0)
+        # Who was asked to turn before has time to come back to the way.
+        self.on_way = self.steered & (self.on_way | (away.abs() < ON_WAY))
+        self.away = torch.where(self.on_way, away, 0.0)
         turn = (TURN_GAIN * away).clamp(-TURN_MOST, TURN_MOST)
         self.command[:, 2] = torch.where(self.steered, turn, self.command[:, 2])
 

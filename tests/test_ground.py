@@ -184,6 +184,11 @@ def test_who_walks_on_terrain_is_steered_along_it_and_a_level_is_won_along_it_on
         assert task.command[rows, 2] == pytest.approx(turn, abs=2e-3), (yaw, y)
         state = task._state(torch.zeros(12, 2), torch.ones(12, 1))
         assert (TERMINATIONS["aside"](state) == (rows & (yaw == 1.5))).all()
+    task.on_way[:] = False
+    task._steer()
+    assert not TERMINATIONS["aside"](task._state(torch.zeros(12, 2), torch.ones(12, 1))).any(), (
+        "who was turned aside by a command is still to come back"
+    )
     some = world.ground
     assert some is not None
     some.level[:] = 0
