@@ -99,6 +99,7 @@ class Chooser:
         )
         self._status: Status | None = None
         self._choice: PolicyChoice | None = None  # the one under way
+        self._early: PolicyChoice | None = None  # one that came before any word from control
         self._check: subprocess.Popen[bytes] | None = None
         self._until = 0.0  # monotonic s
         self._told_ns = 0
@@ -118,12 +119,17 @@ class Chooser:
         """Control's word, a pilot's, or an operator's choice."""
         if isinstance(message, Status):
             self._status = keep(message, self._status)
+            if self._early is not None:
+                early, self._early = self._early, None
+                self._consider(early)
         elif isinstance(message, PolicyInfo):
             self._info = keep(message, self._info)
             starting = self._choice is not None and self._check is None
             fits = message.policy_id == self.change.policy_id
             if starting and fits and message.instance != self._before:
                 self._end(ChangeState.READY, message.name)
+        elif isinstance(message, PolicyChoice) and self._status is None:
+            self._early = message.copy()  # as a run begins, control may be heard after an operator
         elif isinstance(message, PolicyChoice):
             self._consider(message)
 

@@ -392,6 +392,14 @@ def test_a_pilot_that_does_not_start_brings_the_one_before_back(desk: Desk):
         assert with_chosen(run, directory).policy == run.policy, number
 
 
+def test_a_choice_from_before_any_word_from_control_is_judged_with_the_first(desk: Desk):
+    desk.chooser._status = None
+    desk.choose(2)
+    assert not desk.checking and desk.outcome()[0] == "NONE"
+    desk.status(Mode.STAND, lease=7)
+    assert desk.outcome() == ("REFUSED", "take control first")
+
+
 def test_what_was_allowed_when_the_check_began_is_judged_again_at_its_end(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ):
