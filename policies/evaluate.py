@@ -12,6 +12,8 @@ import importlib
 import importlib.metadata
 import math
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +41,7 @@ from policies.trials import (
 )
 from robot.config import UserError
 from robot.model import load_robot
+from robot.realtime import die_with_parent
 
 Work = Trial | Search
 Result = dict[str, float]
@@ -329,7 +332,8 @@ def share_out(
         yield from map(do, work)
     else:
         context = multiprocessing.get_context("spawn")  # ONNX Runtime's threads do not survive fork
-        pool = ProcessPoolExecutor(min(jobs, len(work)), mp_context=context)
+        ends = signal.SIGKILL, os.getpid()  # with us, also where we are killed
+        pool = ProcessPoolExecutor(min(jobs, len(work)), context, die_with_parent, ends)
         try:
             yield from pool.map(do, work)
         finally:

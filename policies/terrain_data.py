@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from robot.model import Robot, load_robot
 from robot.perception import STATE_TICKS, Perception
 from robot.pilot import Pilot
 from robot.raycast import SEEN_GROUPS
+from robot.realtime import die_with_parent
 from robot.rotations import heading_of, rotation_matrix
 from robot.runs import (
     CameraConfig,
@@ -114,7 +117,8 @@ def generate(
             yield walk(episode)
             show(done)
         return
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    ends = signal.SIGKILL, os.getpid()  # with us, also where we are killed
+    with ProcessPoolExecutor(jobs, get_context("spawn"), die_with_parent, ends) as pool:
         for done, frames in enumerate(pool.map(walk, work, chunksize=1), 1):
             yield frames
             show(done)

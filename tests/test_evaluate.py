@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +31,8 @@ from policies.trials import (
 )
 from robot.config import UserError
 from robot.model import compile_model, load_robot
+from robot.nodes import alive
+from tests.conftest import eventually
 
 REST = Trial(Path("none"), "g1", "rest", (0.0, 0.0, 0.0), HELD_OUT_SEED, 0.5)
 
@@ -41,6 +45,28 @@ def test_the_judge_imports_nothing_that_trains() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_who_is_killed_leaves_no_process_that_judges_on() -> None:
+    code = (
+        "import os, time\nfrom policies.evaluate import share_out\n"
+        "if __name__ == '__main__':\n"
+        "    for pid in share_out([0] * 9, 2, 'processes', worker): print(pid, flush=True)\n"
+    ).replace("worker", "__import__('tests.test_evaluate', fromlist=['x']).slow_pid")
+    judge_ = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert judge_.stdout
+    worker = int(judge_.stdout.readline())
+    assert alive(worker)
+    judge_.kill()
+    judge_.wait()
+    judge_.stdout.close()
+    eventually(lambda: not alive(worker), 5.0)
+
+
+def slow_pid(_: int) -> int:
+    """Work of a process: who it is, after a while."""
+    time.sleep(0.3)
+    return os.getpid()
 
 
 def test_wilsons_interval_of_all_64_surviving_is_94_to_100() -> None:
