@@ -36,9 +36,8 @@ from robot.realtime import SINGLE_THREAD, die_with_parent
 from robot.runs import RunConfig, shipped_policies
 from robot.summary import keep
 
-CHOSEN_FILE = (
-    "chosen.txt"  # names of the policy files chosen so far, in order; the last is in force
-)
+# Names of the policy files chosen so far, in order; the last is in force.
+CHOSEN_FILE = "chosen.txt"
 OWN = "-"  # in it: the policy that the run began with
 MOST = 20  # files that are offered
 PATIENCE_S = 60.0  # for a check, and for a pilot to be ready

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from robot.choice import SILENT_NS
 from robot.clock import Pace
 from robot.messages import (
     LowState,
@@ -23,7 +24,6 @@ from robot.modes import LATCHED, NO_CAUSE, fault_names
 from robot.runs import RunConfig
 from robot.topics import SOURCES
 
-SILENT_NS = 500_000_000  # without status for so long, times the timing factor: no word from control
 MAX_EVENTS = 60
 WHAT = {
     Mode.PASSIVE: "motors without torque", Mode.DAMP: "armed: motors are damping",
