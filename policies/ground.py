@@ -44,25 +44,28 @@ class Ground:
     def __init__(self, recipe: TerrainRecipe, rows: Tensor, generator: torch.Generator) -> None:
         self.rows, self.generator = rows, generator
         self.levels, self.seeds = recipe.levels, recipe.seeds
-        self.families = len(recipe.families)
+        self.names, self.families = tuple(recipe.families), len(recipe.families)
         self.count = self.families * recipe.seeds  # terrains of a level
-        self.grid, self._boxes = _pool(
-            tuple(recipe.families), recipe.levels, recipe.seeds, recipe.hardest
-        )
+        self.grid, self._boxes = _pool(self.names, recipe.levels, recipe.seeds, recipe.hardest)
         self.floor = self._boxes.floor
         self.level = torch.full((len(rows),), min(recipe.first_level, recipe.levels - 1))
         self.terrain = torch.zeros(len(rows), dtype=torch.long)  # row of grid
         self._steps = 0
 
-    def assign(self, rows: Tensor, fallen: Tensor, walked: Tensor) -> None:
+    def assign(self, rows: Tensor, fallen: Tensor, walked: Tensor, asked: Tensor) -> None:
         """Another terrain for new episodes: harder after a walk of 4 m, easier after a fall.
+
+        Easier also for who came less than half as far as asked: before a step that is too high one
+        can stand for ever and learn nothing.
 
         Args:
             rows: (n,) simulations.
             fallen: (n,) bool, how their last episode ended.
-            walked: (n,) m from the origin.
+            walked: (n,) m from the origin, along the way.
+            asked: (n,) m that the commands asked for along the way.
         """
-        level = self.level[rows] - fallen.long() + (~fallen & (walked > 4.0)).long()
+        easier = fallen | (walked < 0.5 * asked)
+        level = self.level[rows] - easier.long() + (~easier & (walked > 4.0)).long()
         drawn = torch.randint(self.levels, level.shape, generator=self.generator)
         # Who has done the hardest goes on anywhere, so that what is easy is not forgotten.
         level = torch.where(level >= self.levels, drawn, level.clamp(min=0))
@@ -72,13 +75,14 @@ class Ground:
         seed = torch.randint(self.seeds, level.shape, generator=self.generator)
         self.terrain[rows] = level * self.count + family * self.seeds + seed
 
-    def mean_levels(self) -> list[float]:
-        """How far one has got with each family, in levels."""
+    def mean_levels(self) -> dict[str, float]:
+        """How far one has got with each family, in levels; a family may be listed repeatedly."""
         kind = torch.arange(len(self.rows)) % self.families
-        return [
-            self.level[self.rows & (kind == k)].float().mean().nan_to_num().item()
-            for k in range(self.families)
-        ]
+        out = {}
+        for name in dict.fromkeys(self.names):
+            listed = torch.tensor([other == name for other in self.names])
+            out[name] = self.level[self.rows & listed[kind]].float().mean().nan_to_num().item()
+        return out
 
     def heights(self, rows: Tensor, xy: Tensor) -> Tensor:
         """Height of the ground, of the nearest cell.

@@ -45,7 +45,7 @@ EDGE, EDGE_TILT = 0.03, 0.1  # m under a standing sole's point that is an edge; 
 # What the task remembers beside the world, by name; all are exactly resumed.
 MEMORY = (
     "episode_length_buf", "action", "last_action", "older_action", "phase", "command",
-    "next_command", "steered", "on_way", "away",
+    "next_command", "steered", "on_way", "away", "asked",
     "arm_from", "arm_to", "arm_at", "arm_time", "arm_random", "arm_swing", "arm_frequency",
     "arm_angle", "velocity_error", "lift", "first", "reward_sums",
 )  # fmt: skip
@@ -103,7 +103,7 @@ class Task(VecEnv):
         self.command = torch.zeros(count, 4 + arms)
         self.next_command = torch.zeros(count)
         self.steered, self.on_way = (torch.zeros(count, dtype=torch.bool) for _ in range(2))
-        self.away = torch.zeros(count)
+        self.away, self.asked = torch.zeros(count), torch.zeros(count)
         self.arm_from, self.arm_to, self.arm_swing = (torch.zeros(count, arms) for _ in range(3))
         self.arm_at, self.arm_time = torch.zeros(count), torch.ones(count)
         self.arm_random = torch.zeros(count, dtype=torch.bool)
@@ -301,9 +301,8 @@ class Task(VecEnv):
             "error/xy_step": error[:, :2].mean().item(),
             **{f"level/{name}": value for name, value in self.levels.items()},
         }
-        if (ground := self.world.ground) is not None and self.recipe.terrain is not None:
-            for name, level in zip(self.recipe.terrain.families, ground.mean_levels(), strict=True):
-                log[f"terrain/{name}"] = level
+        if (ground := self.world.ground) is not None:
+            log |= {f"terrain/{name}": level for name, level in ground.mean_levels().items()}
         if dones.any():
             ended = self.episode_length_buf.cpu()[dones]
             seconds = ended.float() * self.recipe.step_dt
@@ -326,12 +325,14 @@ class Task(VecEnv):
         if (ground := self.world.ground) is not None:
             fallen = torch.zeros(len(rows), dtype=torch.bool) if falls is None else falls[rows]
             # Along the way only: beside every terrain there is a flat strip to stroll along.
-            ground.assign(rows, fallen, self.world.base_pos[rows, 0].abs())
+            walked = self.world.base_pos[rows, 0].abs()
+            ground.assign(rows, fallen, walked, self.asked[rows])
         self.world.reset(rows.to(torch.int32).numpy(), self.levels, self.recipe.randomisation)
         self.episode_length_buf[rows.to(self.device)] = 0
         for buffer in (self.action, self.last_action, self.older_action):
             buffer[rows] = 0
         self.velocity_error[rows], self.reward_sums[rows], self.first[rows] = 0, 0, 1
+        self.asked[rows] = 0
         self.lift[rows] = LIFT_START
         if self.eyes is not None:
             self.eyes.reset(rows, self.world.base_pos[rows, 2])
@@ -396,6 +397,7 @@ class Task(VecEnv):
         self.away = torch.where(self.on_way, away, 0.0)
         turn = (TURN_GAIN * away).clamp(-TURN_MOST, TURN_MOST)
         self.command[:, 2] = torch.where(self.steered, turn, self.command[:, 2])
+        self.asked += self.steered * self.command[:, 0].abs() * self.recipe.step_dt
 
     def _draw_arms(self, rows: Tensor) -> None:
         """Choose for each between held, swinging and random, and begin there."""

@@ -46,7 +46,7 @@ def ground(count: int = 12) -> Ground:
 def test_heights_are_those_of_the_terrain_but_at_edges():
     rows, some = torch.arange(12), ground()
     some.level[:] = 1
-    some.assign(rows, torch.zeros(12, dtype=torch.bool), torch.zeros(12))
+    some.assign(rows, torch.zeros(12, dtype=torch.bool), *torch.zeros(2, 12))
     rng = np.random.default_rng(0)
     xy = rng.uniform((-9, -3), (9, 3), (12, 400, 2))
     got = some.heights(rows, torch.from_numpy(xy).float()).numpy()
@@ -61,16 +61,32 @@ def test_heights_are_those_of_the_terrain_but_at_edges():
 def test_a_level_is_won_by_walking_far_and_lost_by_a_fall_and_the_family_stays():
     some, rows = ground(), torch.arange(12)
     fell, stood = torch.ones(12, dtype=torch.bool), torch.zeros(12, dtype=torch.bool)
-    some.assign(rows, stood, torch.full((12,), 1.0))
+
+    def end(fallen: torch.Tensor, walked: float, asked: float) -> None:
+        some.assign(rows, fallen, torch.full((12,), walked), torch.full((12,), asked))
+
+    end(stood, 1.0, 1.5)
     assert (some.level == 0).all(), "nobody got anywhere"
-    some.assign(rows, stood, torch.full((12,), 5.0))
+    end(stood, 5.0, 9.0)
     assert (some.level == 1).all()
     assert (some.terrain == 3 + rows % 3).all()
-    some.assign(rows, fell, torch.full((12,), 5.0))
+    end(stood, 1.0, 1.5)
+    assert (some.level == 1).all(), "nobody was asked to go far"
+    end(fell, 5.0, 5.0)
     assert (some.level == 0).all()
     some.level[:] = 1
-    some.assign(rows, stood, torch.full((12,), 5.0))
+    end(stood, 4.2, 9.0)
+    assert (some.level == 0).all(), "stood before what is too high"
+    some.level[:] = 1
+    end(stood, 5.0, 5.0)
     assert set(some.level.tolist()) == {0, 1}, "who has done the hardest goes anywhere"
+
+
+def test_a_family_listed_twice_has_twice_the_robots_and_one_level():
+    twice = TERRAIN.model_copy(update={"families": ["boxes", "rubble", "boxes"]})
+    some = Ground(twice, torch.ones(12, dtype=torch.bool), torch.Generator().manual_seed(0))
+    some.level = torch.arange(12) % 3 // 2  # the second listing's robots are at level 1
+    assert some.mean_levels() == {"boxes": 0.5, "rubble": 0.0}
 
 
 def test_the_nearest_boxes_are_those_around_the_robot():
@@ -191,10 +207,13 @@ def test_who_walks_on_terrain_is_steered_along_it_and_a_level_is_won_along_it_on
     )
     some = world.ground
     assert some is not None
+    assert (task.asked[rows] > 0.02).all()
+    assert not task.asked[~rows].any()
     some.level[:] = 0
     world.base_pos[:] = torch.tensor([0.5, 6.0, 0.8])
     task._reset(torch.ones(12, dtype=torch.bool), torch.zeros(12, dtype=torch.bool))
     assert (some.level == 0).all(), "strolled along the first step"
+    assert not task.asked.any()
     world.base_pos[:] = torch.tensor([-5.0, 0.0, 0.8])
     task._reset(torch.ones(12, dtype=torch.bool), torch.zeros(12, dtype=torch.bool))
     assert (some.level[rows] == 1).all()
@@ -220,7 +239,7 @@ def test_a_seeing_task_resumes_exactly():
 def eyes(**changes) -> Eyes:
     some = ground(6)
     some.level[:] = 1
-    some.assign(torch.arange(6), torch.zeros(6, dtype=torch.bool), torch.zeros(6))
+    some.assign(torch.arange(6), torch.zeros(6, dtype=torch.bool), *torch.zeros(2, 6))
     generator = torch.Generator().manual_seed(1)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
