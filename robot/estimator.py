@@ -15,6 +15,9 @@ and drift per metre walked:
 
 Without the accelerometer it took a swinging foot for the one that stands wherever one stumbled: on
 boxes of 12 cm a sixth of all seconds had more than 5 cm of error in height, and now has none.
+
+Products are MuJoCo's: those of numpy are a library's that has code of its own for each kind of
+processor, whose last bits differ, and a log is replayed on other computers than the robot's.
 """
 
 from __future__ import annotations
@@ -115,7 +118,7 @@ class Estimator:
             self.position[2] = -points[..., 2].min()
         elif 0 < dt_ns <= GAP_NS:
             moved, dt = points - self._points, dt_ns * 1e-9
-            self.velocity_w += dt * (turn @ np.asarray(accel) - GRAVITY)
+            self.velocity_w += dt * (_rotated(turn, accel) - GRAVITY)
             # The two have independent noise: differences that of positions, the flow of speeds.
             flow = (1.0 - DIFFERENCES) * flow + moved * (DIFFERENCES * 1e9 / dt_ns)
         restless = np.square(flow + self.velocity_w).sum(axis=-1) / STILL**2
@@ -125,16 +128,17 @@ class Estimator:
         doubt = restless + (height - lowest) / LOW + above / FOOT_LOW
         weight = np.exp(doubt.min() - doubt)
         weight /= weight.sum()
-        every = weight.reshape(-1)
+        every = weight.reshape(8)
         trust = max(1.0 / (1.0 + float((weight * restless).sum())), LEAST)  # in the feet
         gain = 1.0 if anew else trust * dt / (SMOOTH_S + dt)
-        lead = self.velocity_w + every @ flow.reshape(-1, 3)  # of the accelerometer before the feet
-        gain = max(gain, 1.0 - LEAD / max(float(np.linalg.norm(lead)), LEAD))
+        lead = self.velocity_w + _mean(every, flow)  # of the accelerometer before the feet
+        gain = max(gain, 1.0 - LEAD / max(math.hypot(*lead), LEAD))
         self.velocity_w -= gain * lead
         felt = 0.5 * dt * (before + self.velocity_w)
-        self.position += (1.0 - trust) * felt - trust * (every @ moved.reshape(-1, 3))
+        self.position += (1.0 - trust) * felt - trust * _mean(every, moved)
         self._points[:], self.time_ns = points, time_ns
-        self.velocity_b, self.heading = self.velocity_w @ turn, math.atan2(turn[1, 0], turn[0, 0])
+        self.velocity_b = _rotated(turn.T, self.velocity_w)
+        self.heading = math.atan2(turn[1, 0], turn[0, 0])
         self.share = trust * weight.sum(axis=1)
         self.height = -float((weight * height).sum())
         self.soles = points.mean(axis=1) + self.position
@@ -147,6 +151,7 @@ class Estimator:
         Both along the axes of the world: a pelvis that turns in place moves its feet.
         """
         model, data, twists = self._model, self._data, self._twists
+        arms = np.empty_like(self._corners)
         self._quat[:], self._gyro[:] = quat_wxyz, gyro
         self._joints[:] = np.asarray(joint_pos)[self._rows]
         self._speeds[:] = np.asarray(joint_vel)[self._rows]
@@ -156,13 +161,28 @@ class Estimator:
         for twist, body in zip(twists, self._bodies, strict=True):
             mujoco.mj_objectVelocity(model, data, mujoco.mjtObj.mjOBJ_XBODY, body, twist, 0)
         turn = data.xmat[self._bodies].reshape(2, 3, 3)
-        arms = self._corners @ turn.transpose(0, 2, 1)
+        for arm, corners, axes in zip(arms, self._corners, turn, strict=True):
+            mujoco.mju_mulMatMatT(arm, corners, axes)
         points = arms + data.xpos[self._bodies][:, None]
         spin, speed = twists[:, None, :3], twists[:, None, 3:]
         # np.cross takes three times as long on arrays as small as these.
         turning = spin[..., _NEXT] * arms[..., _LAST] - spin[..., _LAST] * arms[..., _NEXT]
         flow = speed + turning
         return points, flow
+
+
+def _rotated(rotation: FloatArray, vector: ArrayLike) -> FloatArray:
+    """(3,) of (3, 3) times (3,)."""
+    out = np.empty(3)
+    mujoco.mju_mulMatVec(out, rotation, np.asarray(vector, np.float64))
+    return out
+
+
+def _mean(weight: FloatArray, of: FloatArray) -> FloatArray:
+    """(3,) of (2, 4, 3), by (8,) weights."""
+    out = np.empty(3)
+    mujoco.mju_mulMatTVec(out, of.reshape(8, 3), weight)
+    return out
 
 
 def make_legs(robot: Robot) -> tuple[mujoco.MjModel, FloatArray]:

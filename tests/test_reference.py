@@ -7,7 +7,9 @@ failing message says.
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -46,6 +48,17 @@ def test_every_stage_does_what_it_did_when_the_reference_was_accepted(name, tmp_
     )
     assert all(not stage["incomplete"] for stage in result["stages"])
     assert [stage["stage"] for stage in result["stages"]] == ["control", "pilot"]
+
+
+@pytest.mark.parametrize("kind", ["Prescott", "Haswell"])
+def test_library_code_for_another_kind_of_processor_changes_nothing(kind, tmp_path):
+    """Logs of a robot are replayed elsewhere; OpenBLAS, under numpy, rounds as the processor is."""
+    done = subprocess.run(
+        [sys.executable, "-m", "robot.cli", "replay", str(LOGS / "walk")],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "OPENBLAS_CORETYPE": kind},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_references_hold_what_can_go_wrong():
