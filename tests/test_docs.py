@@ -133,9 +133,10 @@ PAIRS = [SHOWN[i :: (len(SHOWN) + 1) // 2] for i in range((len(SHOWN) + 1) // 2)
 def test_every_command_shown_runs(commands: list[str], tmp_path: Path, standing_policy: Path):
     """Short forms: a few seconds, no window; files in folders of the test."""
     folders = [tmp_path / str(i) for i in range(len(commands))]
-    started = [begin(command, folder, standing_policy)
-               for command, folder in zip(commands, folders, strict=True)]  # fmt: skip
+    started: list[subprocess.Popen[str]] = []
     try:
+        for command, folder in zip(commands, folders, strict=True):
+            started.append(begin(command, folder, standing_policy))
         for command, process in zip(commands, started, strict=True):
             _, told = process.communicate(timeout=120)
             assert process.returncode in expected_codes(command.split()), f"{command}: {told}"
