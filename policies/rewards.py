@@ -146,6 +146,20 @@ def joint_limits(s: State, *, margin: float = 0.05) -> Tensor:
     return over.sum(1)
 
 
+def braked(s: State) -> Tensor:
+    """Shares of torque that the safety filter takes from joints on their way into a limit.
+
+    Of joints pressed against their stop it takes all, and it soft-stops a policy that lives there.
+    """
+    body = s.body
+    low, high = body.position_limit.unbind(1)
+    driving = s.effort + body.damping * s.joint_vel  # the torque that moves the joint, N m
+    way = torch.where(driving > 0, high - s.joint_pos, s.joint_pos - low).clamp(min=0.0)
+    speed = s.joint_vel * driving.sign()
+    room = (2.0 * body.braking_acceleration * way).sqrt() - speed
+    return (1.0 - room / body.braking_band).clamp(0.0, 1.0).sum(1)
+
+
 def slip(s: State) -> Tensor:
     """Squared speed of feet in contact."""
     return (s.foot_speed.square() * s.foot_contact).sum(1)
@@ -171,7 +185,7 @@ REWARDS: dict[str, Callable[..., Tensor]] = {
     for f in (
         track_linear, track_linear_mean, track_yaw, alive, foot_phase, contact_phase, stand_contact,
         upright, height, vertical_speed, rocking, posture, action_rate, action_jerk, effort,
-        joint_speed, stand_still, joint_limits, slip, flat_foot, overhang, feet_apart,
+        joint_speed, stand_still, joint_limits, braked, slip, flat_foot, overhang, feet_apart,
     )
 }  # fmt: skip
 

@@ -52,6 +52,8 @@ class Body:
     effort_limit: Tensor  # (N,) N m
     stiffness: Tensor  # (N,) N m/rad
     damping: Tensor  # (N,) N m s/rad
+    braking_acceleration: float  # rad/s^2 of every joint in front of its limit
+    braking_band: float  # rad/s of room in which torque into the limit fades
     action_scale: Tensor  # (N,) rad per unit of action
     swing: Tensor  # (2, N) rad at the top of the swing of the left, right foot
     squat: Tensor  # (N,) rad per m of commanded height above the nominal one
@@ -339,6 +341,8 @@ def make_body(recipe: Recipe, robot: Robot) -> Body:
         effort_limit=_tensor(robot.effort_limit),
         stiffness=_tensor(stiffness),
         damping=_tensor(damping),
+        braking_acceleration=robot.safety.braking_acceleration,
+        braking_band=robot.safety.braking_band,
         action_scale=_tensor(scale),
         swing=torch.stack([left, mirrored(left, mirror)]),
         squat=squat,

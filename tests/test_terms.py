@@ -156,6 +156,9 @@ REWARD_CASES: dict[str, tuple[dict, dict, float]] = {
     "joint_limits": (
         {"joint_pos": BODY.default_joint_pos.unsqueeze(0)
          + one(KNEE, 2.8798 - 0.669 + 0.1)}, {"margin": 0.05}, 0.15),
+    "braked": (  # 2 rad/s could be braked 0.05 rad before the stop, 1 is left of a band of 2
+        {"joint_pos": BODY.default_joint_pos.unsqueeze(0) + one(KNEE, 2.8798 - 0.669 - 0.05),
+         "joint_vel": one(KNEE, 1.0), "effort": one(KNEE, 1.0)}, {}, 0.5),
     "slip": (
         {"foot_speed": torch.tensor([[2.0, 3]]), "foot_contact": torch.tensor([[1.0, 0]])},
         {}, 4.0),
