@@ -4,17 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 POLICY ?=
 
-.PHONY: run test suite acceptance check clean
+.PHONY: run test together alone acceptance check clean
 
 run: $(VENV)/core
 	$(BIN)/plexus run sim $(if $(POLICY),--policy $(POLICY))
 
-# Side by side: most tests of real-time processes leave a core to pyright.
-test: $(VENV)/test
-	$(MAKE) --no-print-directory -j2 check suite
+# First two tests at a time; then, with a core left to pyright, those that assert times.
+test: $(VENV)/test together
+	$(MAKE) --no-print-directory -j2 check alone
 
-suite: $(VENV)/test
-	$(BIN)/python -m pytest
+together: $(VENV)/test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not acceptance and not alone' -n 2 --dist worksteal
+
+alone: $(VENV)/test
+	$(BIN)/python -m pytest -m 'alone and not acceptance'
 
 check: $(VENV)/test
 	$(BIN)/ruff check .

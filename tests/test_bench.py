@@ -18,6 +18,7 @@ from robot import bench, bench_figures, bench_floor
 from robot.bench_floor import Samples
 from robot.config import UserError
 
+pytestmark = pytest.mark.alone
 KEYS = {"name", "unit", "floor", "ours", "ratio", "note", "rounds", "ci", "p99", "floor_p99"}
 
 

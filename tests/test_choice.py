@@ -201,6 +201,7 @@ def test_a_check_keeps_a_good_file_and_nothing_of_a_bad_one(folder: Path, tmp_pa
     assert not list(tmp_path.iterdir()), "a file that stopped to fit is gone, too"
 
 
+@pytest.mark.alone
 def test_another_policy_is_chosen_in_stand_and_runs(
     folder: Path, launch, person: Person, tmp_path: Path, log_dir: Path, runtime_dir: Path
 ):

@@ -125,54 +125,36 @@ RUNNABLE = {
     "run", "nodes", "topics", "policy", "log", "replay", "eval", "emulate", "doctor", "camera"
 }  # fmt: skip
 SHOWN = [command for command in COMMANDS if command.split()[0] in RUNNABLE]
-# Two at a time, one from either half of the alphabet: a run waits mostly, the others compute.
-PAIRS = [SHOWN[i :: (len(SHOWN) + 1) // 2] for i in range((len(SHOWN) + 1) // 2)]
 
 
-@pytest.mark.parametrize("commands", PAIRS, ids=" and ".join)
-def test_every_command_shown_runs(commands: list[str], tmp_path: Path, standing_policy: Path):
-    """Short forms: a few seconds, no window; files in folders of the test."""
-    folders = [tmp_path / str(i) for i in range(len(commands))]
-    started: list[subprocess.Popen[str]] = []
-    try:
-        for command, folder in zip(commands, folders, strict=True):
-            started.append(begin(command, folder, standing_policy))
-        for command, process in zip(commands, started, strict=True):
-            _, told = process.communicate(timeout=120)
-            assert process.returncode in expected_codes(command.split()), f"{command}: {told}"
-            assert "Traceback" not in told, command
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-        for pid in processes_of(tmp_path):
-            os.kill(pid, signal.SIGKILL)
-
-
-def begin(command: str, folder: Path, policy: Path) -> subprocess.Popen[str]:
-    """Start the short form of a command, with a log at hand, in a folder of its own."""
-    logs = folder / "logs"
-    log = logs / "20261124T033000Z-sim-1a2b"
+@pytest.mark.parametrize("command", SHOWN)
+def test_every_command_shown_runs(
+    command: str, tmp_path: Path, runtime_dir: Path, log_dir: Path, standing_policy: Path
+):
+    """Short forms: a few seconds, no window; files in a folder of the test, with a log at hand."""
+    log = log_dir / "20261124T033000Z-sim-1a2b"
     shutil.copytree(ROOT / "tests" / "data" / "logs" / "walk", log)
     words = command.replace("--seconds 60", "").replace("--seconds 20", "").split()
-    file = policy.with_name("theirs.onnx") if words[1:2] == ["import"] else policy
+    file = standing_policy.with_name("theirs.onnx") if words[1:2] == ["import"] else standing_policy
     if words[0] == "camera":
-        file = folder / "camera_info.yaml"
+        file = tmp_path / "camera_info.yaml"
         file.write_text(export_calibration(load_robot("g1").cameras["head"].file, "ros"))
     # A robot may be on this computer's network: no test ever speaks to it.
-    places = {"FILE": str(file), "LOG": str(log), "KEY": str(folder / "key"), "eth0": "lo"}
-    places["OUT"] = str(folder / "camera.yaml")
-    words = [places.get(word, word) for word in words]
+    places = {"FILE": str(file), "LOG": str(log), "KEY": str(tmp_path / "key"), "eth0": "lo"}
+    places["OUT"] = str(tmp_path / "camera.yaml")
+    given = [places.get(word, word) for word in words]
     if words[0] == "run":
-        words += ["--seconds", "2"] + (["--headless"] if "--headless" not in words else [])
-    return subprocess.Popen(
-        [sys.executable, "-m", "robot.cli", *words], cwd=folder, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        env=os.environ | {
-            "PLEXUS_RUNTIME_DIR": str(folder / "rt"), "PLEXUS_LOG_DIR": str(logs),
-            "XDG_STATE_HOME": str(folder / "state"),
-        },
-    )  # fmt: skip
+        given += ["--seconds", "2"] + (["--headless"] if "--headless" not in words else [])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "robot.cli", *given], cwd=tmp_path, timeout=120,
+            capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+    finally:
+        for pid in processes_of(runtime_dir):
+            os.kill(pid, signal.SIGKILL)
+    assert done.returncode in expected_codes(words), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def expected_codes(words: list[str]) -> tuple[int, ...]:

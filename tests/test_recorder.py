@@ -260,6 +260,7 @@ def assert_read_by_others(path: Path) -> None:
     assert by_ros2["/low_cmd"].joint_pos_target[0] != 0.0
 
 
+@pytest.mark.alone
 def test_control_does_not_notice_a_stalled_recorder_nor_a_dead_one(
     launch: Callable[..., Launched], logs: Path, runtime_dir: Path, tmp_path: Path
 ):

@@ -312,6 +312,7 @@ def test_another_layout_is_refused_with_the_commit_that_wrote_it(stood, tmp_path
         check(stood, tmp_path)
 
 
+@pytest.mark.alone
 def test_a_run_of_real_processes_is_the_same_to_the_byte(launch, tmp_path, monkeypatch, swaying):
     """Raced, with a restarted pilot; what each tick consumed was logged."""
     monkeypatch.setenv("PLEXUS_LOG_DIR", str(tmp_path / "logs"))

@@ -96,6 +96,7 @@ def nodes_state() -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in json.loads(out)}
 
 
+@pytest.mark.alone
 def test_a_run_stands_up_starts_its_policy_and_reports(launch, tmp_path, standing_policy):
     report = tmp_path / "out.json"
     run = launch(
@@ -118,6 +119,7 @@ def test_a_run_stands_up_starts_its_policy_and_reports(launch, tmp_path, standin
     assert {*got["nodes"].values()} == {"stopped"}
 
 
+@pytest.mark.alone
 def test_schedule_is_kept(launch, tmp_path):
     report = tmp_path / "out.json"
     run = launch("run", "loopback", "--seconds", "4", "--headless", "--json", str(report))
@@ -135,6 +137,7 @@ def test_without_a_policy_it_stands_on_the_gantry_and_says_so(launch, watch):
     assert [mode for _, mode in watch.seen][-1] == Mode.STAND
 
 
+@pytest.mark.alone
 def test_killed_pilot_damps_and_a_new_one_moves_nothing(launch, watch, standing_policy, capsys):
     run = launch("run", "sim", "--policy", str(standing_policy), "--headless")
     watch.until(Mode.POLICY)
@@ -306,6 +309,7 @@ def test_the_console_prints_its_address_and_comes_back_when_killed(launch, runti
     assert after.wait() == 0 and "?token=" in after.out and after.out != before.out
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", ["ppo"])
 def test_the_public_policy_walks_over_the_bus(
     launch, tmp_path, public_policy: Callable[[str], Path], name: str
