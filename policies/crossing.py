@@ -42,7 +42,8 @@ def cross(crossing: Crossing) -> dict[str, float]:
     """Walk until arrival, fall or the end of its time.
 
     Returns:
-        arrived, fell (0 or 1); walked: m ahead of the start; seconds: after the settling.
+        arrived, fell (0 or 1, as Walk.fallen says); walked: m ahead of the start; seconds: after
+        the settling.
     """
     robot, pilot = _load(crossing.trial.policy, crossing.trial.robot)
     world = World(crossing.trial, robot, np.array(pilot.info.default_joint_pos))
@@ -55,7 +56,7 @@ def cross(crossing: Crossing) -> dict[str, float]:
         velocity = steer(data.qpos, crossing) if walk.ticks >= settled else np.zeros(3)
         walk.decide(velocity)
         walk.act()
-        walked, fell = max(walked, float(data.qpos[0])), world.fallen()
+        walked, fell = max(walked, float(data.qpos[0])), walk.fallen()
     return {
         "arrived": float(walked >= crossing.length),
         "fell": float(fell),

@@ -34,7 +34,7 @@ from robot.messages import VALID_VELOCITY, Mode, Target
 from robot.model import Robot, load_robot
 from robot.pilot import Pilot
 from robot.runs import NoiseConfig, SimConfig, TerrainConfig
-from robot.safety import SafetyFilter
+from robot.safety import CLIPPED_HARD, ClipShare, SafetyFilter
 from robot.topics import make_codecs
 
 FloatArray = NDArray[np.float64]
@@ -277,6 +277,7 @@ class Walk:
         self._cmd.mode = Mode.POLICY
         self.decimation = pilot.info.step_ns // PERIOD_NS
         self.ticks = self.clipped = 0
+        self._clip_half, self._clipped_half = ClipShare(CONTROL_HZ // 2), 0.0
         pilot.forget()
 
     def decide(self, velocity: FloatArray) -> Target | None:
@@ -300,9 +301,15 @@ class Walk:
         cmd, answer = self._cmd, self.pilot.target
         for field in ("joint_pos_target", "joint_vel_target", "effort_ff", "stiffness", "damping"):
             getattr(cmd, field)[:] = getattr(answer, field)
-        self.clipped += self._safety.apply(cmd, self.state) is not None
+        clipped = self._safety.apply(cmd, self.state) is not None
+        self.clipped += clipped
+        self._clipped_half = self._clip_half.count(clipped)
         self.world.driver.write(cmd)
         self.ticks += 1
+
+    def fallen(self) -> bool:
+        """The robot has fallen, or would: the runtime soft-stops who is clipped that hard."""
+        return self.world.fallen() or self._clipped_half > CLIPPED_HARD
 
 
 def roll_out(trial: Trial, robot: Robot, pilot: Pilot) -> Recording:
@@ -330,7 +337,7 @@ def roll_out(trial: Trial, robot: Robot, pilot: Pilot) -> Recording:
         walk.act()
         qpos[tick], qvel[tick] = data.qpos, data.qvel
         effort[tick] = data.qfrc_actuator[FREE_VEL:]
-        if world.fallen():
+        if walk.fallen():
             done, fell_at = tick + 1, (tick + 1) / CONTROL_HZ - SETTLE_S
             break
     steps = -(-done // walk.decimation)
@@ -355,11 +362,12 @@ def measure(trial: Trial, seen: Recording, robot: Robot, pilot: Pilot) -> dict[s
     standing still, so falling is no way to track well.
 
     Returns:
-        fell (0 or 1), survived_s; error_vx, error_vy (m/s), error_yaw (rad/s): mean absolute
-        error; vx, vy, yaw: mean velocity; drift (m/s) and drift_yaw (rad/s) from first to last
-        pose; limit_time, torque_time, clip_time: shares of ticks; action_rate: mean |change of
-        target| of driven joints, rad/s; work (J, positive mechanical), distance (m); slip: speed
-        of feet on the floor, m/s; joint_speed: root mean square, rad/s; steps: feet put down.
+        fell (0 or 1, as Walk.fallen says), survived_s; error_vx, error_vy (m/s), error_yaw
+        (rad/s): mean absolute error; vx, vy, yaw: mean velocity; drift (m/s) and drift_yaw (rad/s)
+        from first to last pose; limit_time, torque_time, clip_time: shares of ticks; action_rate:
+        mean |change of target| of driven joints, rad/s; work (J, positive mechanical), distance
+        (m); slip: speed of feet on the floor, m/s; joint_speed: root mean square, rad/s; steps:
+        feet put down.
         NaN where there was no time to measure.
     """
     start = round(SETTLE_S * CONTROL_HZ)

@@ -328,9 +328,9 @@ class Control:
                 faults |= BIT["target_late"]
             if not self.authority.fresh(now_ns):
                 faults |= BIT["command_stale"]
-        if self._clipped_half > 0.2:
+        if self._clipped_half > safety.CLIPPED_HARD:
             faults |= BIT["clipping_hard"]
-        if self._clipped_share > 0.05:
+        if self._clipped_share > safety.CLIPPED:
             faults |= BIT["clipping"]
         if self._late_row >= 3 or self._late_share > 0.01:
             faults |= BIT["overrun"]

@@ -29,6 +29,7 @@ BOX = 0.1  # of the way to a limit: how far the quick test's box reaches
 DERATE_BAND = 10.0  # K below a motor's limit, in which its torque is taken back (S14)
 DERATE_LEAST = 0.5  # share of torque that is left at the limit: a crouch must be held
 BUCKET_STATE = 5  # bad states in the leaky bucket until DAMP (S1, opendbc)
+CLIPPED, CLIPPED_HARD = 0.05, 0.2  # share of the last second's, half second's ticks
 BUCKET_TARGET = 3  # bad targets until DAMP (P1)
 
 

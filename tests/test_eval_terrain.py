@@ -28,9 +28,11 @@ from robot.config import UserError
 from robot.model import load_robot
 from robot.runs import TerrainConfig
 from robot.terrain import FAMILIES, make_terrain
+from tests.conftest import make_policy
 
 WALK = Path(__file__).parent.parent / "policies" / "walk" / "walk.onnx"
 ROBOT = load_robot("g1")
+GRAVITY_Z = 97  # column of the observation that make_policy builds on
 STANDING = [0.0, 0.0, 0.76, 1.0, 0.0, 0.0, 0.0]
 
 
@@ -145,6 +147,14 @@ def test_who_stands_still_neither_arrives_nor_falls(standing_policy: Path) -> No
     result = cross(crossing(standing_policy, "boxes", 0.1, 2.0))
     assert (result["arrived"], result["fell"]) == (0.0, 0.0)
     assert result["walked"] < 0.1 and result["seconds"] == 2.0
+
+
+def test_who_lives_on_a_position_limit_is_felled_as_the_runtime_would(tmp_path: Path) -> None:
+    """A hand asked far beyond its limit, which the rest of the body hardly feels."""
+    weights = np.zeros((29, 100))
+    weights[ROBOT.joint_names.index("left_wrist_pitch_joint"), GRAVITY_Z] = -10.0
+    result = cross(crossing(make_policy(tmp_path, "pressing", weights), "boxes", 0.1, 3.0))
+    assert result["fell"] == 1.0 and result["arrived"] == 0.0 and result["seconds"] < 1.0
 
 
 def test_the_table_says_each_ground_and_all_and_does_not_depend_on_processes() -> None:
