@@ -2,9 +2,9 @@
 
 Each frame is unprojected with the camera's pose, rotated upright by the pelvis' orientation and
 fused into cells that hold a height, its variance and when it was seen. The grid follows the robot
-by odometry; a foot that stands on the ground corrects it. The scan is what policies expect
-(mjlab's height scan). It knows neither topics nor cameras nor joints, and its only clock is its
-arguments.
+by odometry; a foot that stands on the ground corrects it, and ground that rises or sinks while one
+comes nearer tells the camera's pitch. The scan is what policies expect (mjlab's height scan). It
+knows neither topics nor cameras nor joints, and its only clock is its arguments.
 
 The grid is upright and follows the robot by whole cells, but does not turn with it: turning it
 would smear every edge a little with every frame. The scan is turned to the heading instead.
@@ -47,11 +47,20 @@ class GeoMapSpec:
     tilt: float = math.radians(0.5)
     """rad, standard deviation of the camera's attitude: what it does to a height grows with
     distance, and no number of pixels averages it out."""
-    lift: float = 0.005
+    mount: float = math.radians(1.5)
+    """rad, standard deviation of the camera's pitch beside its calibration, before it was judged:
+    a wrong pitch shows, as ground that rises or sinks while one comes nearer."""
+    creep: float = math.radians(0.1)
+    """rad that the mount may turn in one metre of travel, standard deviation."""
+    look: float = 0.05
+    """rad, standard deviation of the pitch that one frame tells: attitude and odometry err, too."""
+    alike: float = 200.0
+    """cells of a frame that err together, where the pitch is judged."""
+    lift: float = 0.003
     """m, standard deviation of the camera's height."""
     drift: float = 0.01
     """m after one metre of travel, standard deviation of odometry; its variance grows linearly."""
-    slope: float = 0.5
+    slope: float = 0.35
     """height per distance that unseen ground may have, standard deviation."""
     gate: float = 3.0
     """standard deviations beyond which a measurement contradicts a cell."""
@@ -74,6 +83,9 @@ class GeoMap:
         self.height = np.zeros((n, n))  # [x, y] m, up, odometry frame
         self.variance = np.full((n, n), np.inf)  # m^2, infinite where never seen
         self.seen_s = np.zeros((n, n))  # when, s
+        self.lever = np.zeros((n, n))  # m that the height rises by for each rad of pitch
+        self.pitch = 0.0  # rad that the camera looks higher than its calibration says
+        self.pitch_variance = self.spec.mount**2  # rad^2, beside the cells' variance
         self.corner = np.zeros(2, np.int64)  # odometry frame in cells: the lower corner of [0, 0]
         self.base_pos = np.zeros(3)  # m, pelvis at the newest frame
         self.heading = 0.0  # rad, at the newest frame
@@ -109,16 +121,20 @@ class GeoMap:
         upright = rotation_matrix(quat_wxyz)
         self._move(np.asarray(base_pos, np.float64), heading_of(upright), now_ns)
         spec, n = self.spec, self.spec.cells
-        along = self._directions(intrinsics, depth.shape) @ (upright @ rotation).T  # per m of z
+        cos, sin = math.cos(self.pitch), math.sin(self.pitch)
+        turn = upright @ rotation @ np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
+        rays = self._directions(intrinsics, depth.shape)
+        along = rays @ turn.T  # per m of z
         z = depth.reshape(-1).astype(np.float64)
         keep = np.flatnonzero(valid.reshape(-1) & (z > spec.near) & (z < spec.far))
-        z, along = z[keep], along[keep]
-        lever = upright @ position  # m, from the pelvis
-        points = along * z[:, None] + (lever + self.base_pos)
+        z, along, rays = z[keep], along[keep], rays[keep]
+        offset = upright @ position  # m, from the pelvis
+        points = along * z[:, None] + (offset + self.base_pos)
         at = np.floor(points[:, :2] / spec.cell).astype(np.int64) - self.corner
         inside = np.flatnonzero(((at >= 0) & (at < n)).all(axis=1))
         at, points, z = at[inside], points[inside], z[inside]
         noise = (spec.sensor_a + spec.sensor_b * z * z) * along[inside, 2]
+        lever = (turn[2, 2] * rays[inside, 1] - turn[2, 1]) * z
         self._fuse(at[:, 0] * n + at[:, 1], points[:, 2], noise * noise, lever, now_ns)
 
     def contact(self, sole: ArrayLike, now_ns: int) -> float:
@@ -149,12 +165,16 @@ class GeoMap:
             even = np.ptp(apart) < spec.even
             error = float(np.median(apart) if even else apart[np.abs(apart).argmin()])
         if abs(error) < spec.step:
-            # The cells' variance holds what odometry may have drifted since.
-            share = self.shift_variance / (float(variance[known].mean()) + sole_variance)
+            # The cells' variance holds what odometry may have drifted since, not the pitch.
+            lever = float(self.lever[patch][known].mean())
+            by_pitch = self.pitch_variance * lever
+            whole = float(variance[known].mean()) + by_pitch * lever + sole_variance
+            share = self.shift_variance / whole
             self.height -= share * error
             self.shift -= share * error
             self.shift_variance *= 1.0 - share
-        self.height[patch], self.variance[patch] = z, sole_variance
+            self._turn(-by_pitch / whole * error, by_pitch * lever / whole)
+        self.height[patch], self.variance[patch], self.lever[patch] = z, sole_variance, 0.0
         self.seen_s[patch] = now_ns * 1e-9
         return error
 
@@ -178,7 +198,8 @@ class GeoMap:
         height, variance = self._filled()
         seen = np.where(np.isfinite(self.variance[i, j]), self.seen_s[i, j], self.started_s)
         age = np.maximum(now_ns * 1e-9 - seen, 0.0)
-        return pos[2] - height[i, j], np.sqrt(variance[i, j] + _roughness(height, i, j)), age
+        variance = variance[i, j] + self._by_pitch(i, j) + _roughness(height, i, j)
+        return pos[2] - height[i, j], np.sqrt(variance), age
 
     def beneath(self, base_pos: FloatArray, heading: float) -> tuple[FloatArray, FloatArray]:
         """What was really measured of the 187 cells around a pose: nothing is guessed.
@@ -187,7 +208,11 @@ class GeoMap:
             (187,) heights in the odometry frame (m) and variances (m^2), infinite where never seen.
         """
         i, j = self._cells(base_pos, heading)
-        return self.height[i, j], self.variance[i, j]
+        return self.height[i, j], self.variance[i, j] + self._by_pitch(i, j)
+
+    def _by_pitch(self, i: NDArray[np.intp], j: NDArray[np.intp]) -> FloatArray:
+        """m^2, variance of cells that the camera's pitch gives them all together."""
+        return self.pitch_variance * np.square(self.lever[i, j])
 
     def _cells(self, pos: FloatArray, yaw: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """(187,) rows and columns of the grid that the scan at a pose is read from."""
@@ -206,12 +231,13 @@ class GeoMap:
         travelled = math.dist(base_pos[:2], self.base_pos[:2])
         self.variance += spec.drift**2 * travelled
         self.shift_variance += spec.drift**2 * travelled
+        self.pitch_variance += spec.creep**2 * travelled
         self.base_pos, self.heading = base_pos.copy(), heading
         by_x, by_y = (int(step) for step in corner - self.corner)
         if by_x or by_y:
             self.corner = corner
             for layer, unknown in (
-                (self.height, 0.0), (self.variance, np.inf), (self.seen_s, 0.0),
+                (self.height, 0.0), (self.variance, np.inf), (self.seen_s, 0.0), (self.lever, 0.0),
             ):  # fmt: skip
                 _roll(layer, by_x, by_y, unknown)
 
@@ -238,22 +264,56 @@ class GeoMap:
         z = z - self.base_pos[2]
         mean = np.bincount(cell, z / noise, minlength=n * n)[at] / weight
         spread = np.bincount(cell, z * z / noise, minlength=n * n)[at] / weight - mean * mean
-        row, column = np.divmod(at, n)
-        offset = (np.stack([row, column], axis=1) + self.corner + 0.5) * spec.cell
-        reach = np.square(offset - self.base_pos[:2] - lever[:2]).sum(axis=1)  # m^2 from the camera
+        lever = np.bincount(cell, lever / noise, minlength=n * n)[at] / weight
         # What differs within a cell is an edge or a slope, and does not shrink with more pixels.
-        pose = spec.lift**2 + spec.tilt**2 * reach
+        pose = spec.lift**2 + np.square(spec.tilt * lever)
         measured = 1.0 / weight + np.maximum(spread - count / weight, 0.0) + pose
         height, variance = self.height.reshape(-1), self.variance.reshape(-1)
-        prior, apart = variance[at], mean + self.base_pos[2] - height[at]
+        levers = self.lever.reshape(-1)
+        prior, nearer = variance[at], lever - levers[at]
+        apart = mean + self.base_pos[2] - height[at]
         squared = apart * apart
         # One contradiction only shakes a cell's belief; a second one is then believed.
-        denied = np.isfinite(prior) & (squared > spec.gate**2 * (prior + measured))
+        most = spec.gate**2 * (prior + measured + self.pitch_variance * nearer * nearer)
+        denied = np.isfinite(prior) & (squared > most)
         gain = np.where(denied, 0.0, 1.0 / (1.0 + measured / prior))  # 1 where never seen
+        known = np.flatnonzero(np.isfinite(prior) & ~denied)
+        turned = self._judge_pitch(apart[known], nearer[known], (prior + measured)[known])
+        apart += turned * nearer  # the map itself has been corrected
         height[at] += gain * apart
+        levers[at] += gain * nearer
         # The pose's error is the same in every frame: fusing must not average it away.
         variance[at] = np.where(denied, prior + squared, np.maximum(gain * measured, pose))
         self.seen_s.reshape(-1)[at] = now_ns * 1e-9
+
+    def _judge_pitch(self, apart: FloatArray, nearer: FloatArray, variance: FloatArray) -> float:
+        """Correct the camera's pitch, and the map by it, by ground that was seen from elsewhere.
+
+        Args:
+            apart: (K,) m that this frame says more than the map.
+            nearer: (K,) m by which the lever is longer than that of the map.
+            variance: (K,) m^2 of `apart`.
+
+        Returns:
+            rad by which the camera was found to look higher than was believed.
+        """
+        spec, told = self.spec, nearer / variance
+        information = float((told * nearer).sum())
+        if information <= 0.0:
+            return 0.0
+        error = -float((told * apart).sum()) / information
+        doubt = spec.alike / information + spec.look**2
+        share = self.pitch_variance / (self.pitch_variance + doubt)
+        return self._turn(share * error, share)
+
+    def _turn(self, turned: float, share: float) -> float:
+        """Take the camera to look higher by so many rad, and its pitch for surer by that share."""
+        most = self.spec.gate * self.spec.mount  # beyond it the feet shall find it, not we
+        turned = min(max(turned, -most - self.pitch), most - self.pitch)
+        self.pitch += turned
+        self.pitch_variance *= 1.0 - share
+        self.height += turned * self.lever
+        return turned
 
     def _filled(self) -> tuple[FloatArray, FloatArray]:
         """(n, n) heights and variances without gaps.

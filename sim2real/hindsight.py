@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from robot.config import UserError
-from robot.geomap import SCAN_X, SCAN_Y, GeoMap
+from robot.geomap import SCAN_X, SCAN_Y, GeoMap, GeoMapSpec
 from robot.log import Log
 from robot.model import Robot
 from robot.perception import Perception
@@ -233,13 +233,14 @@ def look_back(events: list[Event], mount: Mount) -> Seen:
         (time_ns, mount.correct(told) if isinstance(told, View) else told)
         for time_ns, told in events
     ]
-    past, future = sweep(corrected), sweep(corrected, backwards=True)
+    spec = GeoMapSpec(mount=float(mount.std[0]))  # what is left of the pitch's error
+    past, future = sweep(corrected, spec), sweep(corrected, spec, backwards=True)
     return fuse(*past, *future)
 
 
-def sweep(events: list[Event], backwards: bool = False) -> Seen:
+def sweep(events: list[Event], spec: GeoMapSpec, backwards: bool = False) -> Seen:
     """(n, 187) what one map has measured at each moment, which are in order of time either way."""
-    grid, seen = GeoMap(), []
+    grid, seen = GeoMap(spec), []
     first, last = events[0][0], events[-1][0]
     for time_ns, told in reversed(events) if backwards else events:
         clock = 1 + (last - time_ns if backwards else time_ns - first)

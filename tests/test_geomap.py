@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from robot.geomap import SCAN_XY, GeoMap
+from robot.geomap import SCAN_XY, GeoMap, GeoMapSpec
 from robot.rotations import rotation_matrix
 
 WIDTH, HEIGHT = 64, 48
@@ -18,6 +18,7 @@ INTRINSICS = (FOCAL, FOCAL, WIDTH / 2, HEIGHT / 2)
 TERRAIN = np.array([1, 0, 0, 0, 0, 0], np.uint8)
 LEVEL = np.array([1.0, 0, 0, 0])
 STANDING = np.array([0.0, 0, 0.76])
+SURE = GeoMapSpec(mount=math.radians(0.1))  # the camera sits as it says, so only odometry errs
 
 
 def _looking(pitch: float) -> NDArray:
@@ -57,12 +58,12 @@ class World:
         )  # fmt: skip
         return distance / length
 
-    def depth(self, quat: NDArray, pos: NDArray) -> NDArray:
+    def depth(self, quat: NDArray, pos: NDArray, rotation: NDArray = ROTATION) -> NDArray:
         """(48, 64) z-depth seen from the mount."""
         v, u = np.mgrid[:HEIGHT, :WIDTH] + 0.5
         rays = np.stack([u - WIDTH / 2, v - HEIGHT / 2, np.full(u.shape, FOCAL)], axis=-1) / FOCAL
         upright = rotation_matrix(quat)
-        rays = rays.reshape(-1, 3) @ (upright @ ROTATION).T
+        rays = rays.reshape(-1, 3) @ (upright @ rotation).T
         return self.cast(pos + upright @ MOUNT, rays).reshape(HEIGHT, WIDTH)
 
     def heights(self, xy: NDArray) -> NDArray:
@@ -138,6 +139,37 @@ def test_walking_over_it_the_map_is_as_good_as_the_design_says(
     assert 0.2 < np.mean(shares) < 0.4, "one frame sees a third of the cells"
 
 
+def _approach(geomap: GeoMap, world: World, wrong: float, metres: float) -> NDArray:
+    """Walk so far by a camera that looks `wrong` rad higher than it says; (187,) m of error."""
+    cos, sin = math.cos(wrong), math.sin(wrong)
+    turned = ROTATION @ np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
+    pos = STANDING
+    for k in range(round(metres / 0.02) + 1):
+        pos = np.array([0.02 * k, 0.0, 0.76])
+        _see(geomap, world.depth(LEVEL, pos, turned), pos, k / 30)
+    heights, _, _ = geomap.scan(0)
+    return heights - (0.76 - world.heights(_around(pos)))
+
+
+@pytest.mark.parametrize("degrees", [-3.0, -1.5, 1.5, 3.0])
+def test_a_camera_that_looks_higher_or_lower_than_it_says_is_found_by_coming_nearer(
+    degrees: float,
+) -> None:
+    geomap, world = GeoMap(), _boxes()
+    _approach(geomap, world, math.radians(degrees), 3.0)
+    assert math.degrees(geomap.pitch) == pytest.approx(degrees, abs=0.4)
+    assert math.degrees(math.sqrt(geomap.pitch_variance)) < 0.5
+
+
+def test_who_stands_learns_nothing_of_the_camera_and_far_beside_it_is_not_believed() -> None:
+    geomap, flat = GeoMap(), World([])
+    for k in range(100):
+        _see(geomap, flat.depth(LEVEL, STANDING), STANDING, k / 30)
+    assert geomap.pitch == 0.0 and geomap.pitch_variance == geomap.spec.mount**2
+    _approach(geomap, flat, math.radians(12.0), 3.0)
+    assert geomap.pitch == geomap.spec.gate * geomap.spec.mount
+
+
 def test_the_scan_is_in_mjlabs_order_and_turns_with_the_heading() -> None:
     # Robot looks along +y of the odometry frame; a box 0.6 m ahead and 0.3 m to its left.
     world = World([(-0.35, -0.25, 0.5, 0.7, 0.2)])
@@ -197,7 +229,7 @@ def test_one_contradiction_is_not_believed_two_are() -> None:
 
 
 def test_a_standing_sole_measures_the_ground_and_shifts_a_map_that_drifted() -> None:
-    geomap, flat = GeoMap(), World([]).depth(LEVEL, STANDING)
+    geomap, flat = GeoMap(SURE), World([]).depth(LEVEL, STANDING)
     _see(geomap, flat, STANDING, 0.0)
     climbed = 0.02  # m, by which odometry is wrong on flat ground
     _see(geomap, np.zeros_like(flat), np.array([1.0, 0.0, 0.76 + climbed]), 1.0)

@@ -87,8 +87,9 @@ def test_hindsight_is_nearer_to_the_truth_than_the_map_was(looked_back) -> None:
     )
     print(f"all: label {label:.4f}, online {online:.4f} m; ahead: {label_ahead:.4f}, "
           f"{online_ahead:.4f} m; mount {labels.mount}")  # fmt: skip
-    assert label < 0.02 and label < 0.85 * online
-    assert label_ahead < 0.015 and label_ahead < 0.7 * online_ahead
+    # The online map finds the camera's pitch, too, but has to walk for it.
+    assert label < 0.01 and label < online
+    assert label_ahead < 0.008 and label_ahead < 0.85 * online_ahead
 
 
 def test_the_soles_tell_how_the_camera_really_sits(looked_back) -> None:
@@ -106,8 +107,16 @@ def test_figures_say_how_far_the_online_map_was_off(looked_back) -> None:
         sum(row["n"] for name, row in cells.items() if "seen" in name or "newest" in name)
         == (cells["all"]["n"])
     )
-    # A camera that looks higher than it says puts the ground too low, the more the farther.
-    assert cells["in the newest frame"]["bias"] < -0.01
+    # A camera that looks higher than it says puts the ground too low, until the map has found it.
+    records = hindsight.maps.records[labels.rows]
+    new = labels.known & (records["cell_age"] < 0.05)
+    begun = records["now_ns"] < START_NS + 8 * 10**9
+    early, late = (
+        float((labels.height - records["height"])[new & when[:, None]].mean())
+        for when in (begun, ~begun)
+    )
+    print(f"bias in new cells: {early:.4f} m at first, {late:.4f} m later")
+    assert early < -0.01 and abs(late) < 0.004 and cells["in the newest frame"]["bias"] < 0.0
     assert 0.0 < cells["all"]["mean"] < cells["all"]["p95"] < 0.2
     assert feet["all"]["n"] >= 10 and feet["all"]["mean"] < 0.05
     assert found["mount"]["pitch"]["value"] == labels.mount.value[0]

@@ -244,7 +244,7 @@ DRY = """
 import sys
 from pathlib import Path
 from policies.train_commands import Train, train
-train(Train(out=Path(sys.argv[1]), dry_run=True, envs=8, threads=2, seed=5))
+train(Train(out=Path(sys.argv[1]), dry_run=True, envs=8, threads=1, seed=5))
 """
 
 TWO = """
