@@ -827,6 +827,7 @@ class HeightMap(Message):
     age_ms = Scalar("float32", "of the newest frame in the map, since its exposure; -1: none", "ms")
     mean_std = Scalar("float32", "mean of std", "m")
     contact_error = Scalar("float32", "map above the sole, last footfall; NaN: unseen", "m")
+    camera_pitch = Scalar("float32", "found: it looks higher than its calibration says", "rad")
     states = Scalar("uint32", "low_states consumed since the last step")
     gate = Scalar("uint32", "why the heights are flat, bits of perception.GATE")
     fault = Scalar("uint8", "why the frame consumed was dropped")

@@ -7,6 +7,7 @@ cannot be trusted the heights are flat and say so. The process around it is perc
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -40,6 +41,7 @@ MOVED = 0.01
 # the mount is off by three degrees a shape is two more away. With two, and none beyond the picture,
 # a knee's pixel in the lowest row became ground, half a metre high, and hid what was behind.
 MARGIN = 4
+PITCH_TOLD = math.radians(1.0)  # by which a camera is beside its calibration, and people are told
 GATE = (
     ("nothing", "no frame is in the map yet"),
     ("old", "the newest frame is too old"),
@@ -52,6 +54,13 @@ NO_AGE = -1.0
 def gate_names(bits: int) -> list[str]:
     """Names of the bits of HeightMap.gate."""
     return [name for i, (name, _) in enumerate(GATE) if bits >> i & 1]
+
+
+def camera_in_words(pitch: float) -> str:
+    """For people: it looks `pitch` rad higher than its calibration says. Little is no word."""
+    if abs(pitch) < PITCH_TOLD:
+        return ""
+    return f"camera {math.degrees(abs(pitch)):.1f} degrees too {'high' if pitch > 0.0 else 'low'}"
 
 
 @dataclass(frozen=True)
@@ -273,7 +282,7 @@ class Perception:
         if not np.isfinite(above):
             above = self.map.spec.pelvis_height
         out.base_pos[:], out.heading, out.base_height = base, heading, above
-        out.mean_std = std.mean()
+        out.mean_std, out.camera_pitch = std.mean(), self.map.pitch
         seen = self._t_mid_ns > 0
         out.age_ms = (now_ns - self._t_mid_ns) * 1e-6 if seen else NO_AGE
         shut = (

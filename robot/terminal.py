@@ -25,7 +25,7 @@ from robot.messages import (
     Truth,
 )
 from robot.modes import NO_CAUSE, fault_names
-from robot.perception import gate_names
+from robot.perception import camera_in_words, gate_names
 from robot.runs import RunConfig
 from robot.teleop import KEYS, Teleop
 from robot.topics import SOURCES
@@ -140,10 +140,12 @@ class View:
         counts = zip(FrameFault, told.refused.tolist(), strict=True)
         dropped = [f"{count} {fault.name.lower()}" for fault, count in counts if count]
         end = f"; dropped {', '.join(dropped)}" if dropped else ""
+        if beside := camera_in_words(float(told.camera_pitch)):
+            end += f"; {beside}"
         if gate := gate_names(int(told.gate)):
             return Text(f"flat ground is assumed: {', '.join(gate)}{end}", "bold yellow")
         sure = f"within {200 * told.mean_std:.0f} cm, picture {_age(told.age_ms)} old"
-        return Text(f"the ground is known {sure}{end}", "yellow" if dropped else "")
+        return Text(f"the ground is known {sure}{end}", "yellow" if end else "")
 
     def _log(self) -> Text:
         told = self._recorder

@@ -208,6 +208,9 @@ def test_eyes_have_a_row_where_there_is_a_camera_and_say_what_is_wrong():
     told.now_ns, told.age_ms, told.mean_std = NOW_NS, 62.0, 0.02
     screen.view.hear(told)
     assert screen.row("eyes") == "the ground is known within 4 cm, picture 62 ms old"
+    told.camera_pitch = -0.03
+    assert screen.row("eyes").endswith("picture 62 ms old; camera 1.7 degrees too low")
+    told.camera_pitch = 0.01
     told.refused[FrameFault.FROZEN], told.refused[FrameFault.CALIBRATION] = 3, 1
     assert screen.row("eyes").endswith("; dropped 1 calibration, 3 frozen")
     told.gate = 0b1010

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robot.messages import Encoding, Frame, FrameFault, HeightMap, Message
-from robot.perception import gate_names
+from robot.perception import camera_in_words, gate_names
 
 FAR_M = 3.0  # darkest; nothing farther helps a foot
 SILENT_NS = 1_000_000_000  # perception speaks also when the camera does not
@@ -48,6 +48,7 @@ class Eyes:
             "height": [round(float(v), 3) for v in out.height - out.base_height],
             "gate": gate, "std": round(float(out.mean_std), 3), "age_ms": round(float(out.age_ms)),
             "frames": int(out.frames), "missed": int(out.missed),
+            "camera": camera_in_words(float(out.camera_pitch)),
             "refused": {name: count for name, count in refused.items() if count},
         }  # fmt: skip
 

@@ -53,6 +53,7 @@ export class Eyes {
     this.said.textContent = map.gate.length ? `flat ground is assumed: ${map.gate.join(", ")}` : "the map is trusted";
     this.said.className = `said ${map.gate.length ? "bad" : "good"}`;
     const parts = [`map ${map.age_ms < 0 ? "empty" : `${map.age_ms} ms old`}, ± ${(100 * map.std).toFixed(1)} cm`, `${map.frames} frames`];
+    if (map.camera) parts.push(map.camera);
     const refused = Object.entries(map.refused).map(([name, count]) => `${count} ${name}`);
     if (refused.length) parts.push(`dropped: ${refused.join(", ")}`);
     this.more.textContent = parts.join(" · ");
