@@ -30,7 +30,7 @@ FloatArray = NDArray[np.float64]
 STATE_TICKS = 5  # every so many control ticks a state is looked at: 100 per second
 MEMORY_NS = 500_000_000  # of states; a frame from before is late
 STD_LIMIT = 0.12  # m, mean over the cells
-CONTACT_LIMIT = 0.06  # m between map and sole at a footfall
+CONTACT_LIMIT = 0.06  # m between map and sole at a footfall, twice in a row
 CONTACT_NS = 2_000_000_000  # so long a footfall that disagreed counts
 STANDS, LIFTED = 0.3, 0.1  # shares of the odometry that a foot carries
 BLACK = 0.02  # share of the pixels that must have depth
@@ -46,7 +46,7 @@ GATE = (
     ("nothing", "no frame is in the map yet"),
     ("old", "the newest frame is too old"),
     ("uncertain", "the heights are too uncertain on average"),
-    ("contact", "a foot found the ground elsewhere than the map has it"),
+    ("contact", "feet found the ground elsewhere than the map has it"),
 )
 NO_AGE = -1.0
 
@@ -135,7 +135,7 @@ class Perception:
         self.sight: Sight | None = None  # the newest frame that was believed
         self._picture = np.zeros(0, np.uint16), np.zeros(0)  # the newest, and joints at its time
         self._stuck = False
-        self._disagreed_ns = -CONTACT_NS
+        self._disagreed, self._disagreed_ns = False, -CONTACT_NS
         self.out.contact_error = np.nan
 
     # --- states -------------------------------------------------------------------------------
@@ -172,7 +172,11 @@ class Perception:
         error = self.map.contact(sole, stamp_ns)
         self.out.contact_error = error
         if abs(error) > CONTACT_LIMIT:  # a NaN, unseen, disagrees with nothing
-            self._disagreed_ns = stamp_ns
+            if self._disagreed:  # one alone may have stepped on an edge
+                self._disagreed_ns = stamp_ns
+            self._disagreed = True
+        elif abs(error) <= CONTACT_LIMIT:
+            self._disagreed = False
 
     # --- frames -------------------------------------------------------------------------------
 

@@ -331,25 +331,26 @@ def test_an_uncertain_map_is_flat_and_says_so():
     assert gate_names(int(out.gate)) == ["uncertain"] and out.mean_std > robot.perception.STD_LIMIT
 
 
-def test_a_footfall_that_finds_other_ground_shuts_the_gate_for_a_while(open_gate):
-    """The map is given ground 15 cm too high; then the left foot is lifted and put down."""
+def test_two_footfalls_in_a_row_that_find_other_ground_shut_the_gate_for_a_while(open_gate):
+    """The map is given ground 15 cm too high; then one foot after the other is put down."""
     stage = Stage()
     stage.live(100)
     stage.see()
-    grid = stage.perception.map
-    grid.height += 0.15
-    knee, hip, ankle = (
-        ROBOT.joint_names.index(f"left_{name}_joint")
-        for name in ("knee", "hip_pitch", "ankle_pitch")
-    )
+    stage.perception.map.height += 0.15
     pose = stage.joint_pos.copy()
-    for lift in (*np.linspace(0, 0.5, 20), *np.linspace(0.5, 0, 20)):
-        stage.joint_pos[[knee, hip, ankle]] = pose[[knee, hip, ankle]] + [2 * lift, -lift, -lift]
-        stage.live(10)
-    stage.live(100)
-    out = stage.step(None)
-    assert out.contact_error == pytest.approx(0.15, abs=0.02)
-    assert "contact" in gate_names(int(out.gate))
+    for side, shut in (("left", False), ("right", True)):
+        knee, hip, ankle = (
+            ROBOT.joint_names.index(f"{side}_{name}_joint")
+            for name in ("knee", "hip_pitch", "ankle_pitch")
+        )
+        leg = [knee, hip, ankle]
+        for lift in (*np.linspace(0, 0.5, 20), *np.linspace(0.5, 0, 20)):
+            stage.joint_pos[leg] = pose[leg] + [2 * lift, -lift, -lift]
+            stage.live(10)
+        stage.live(100)
+        out = stage.step(None)
+        assert out.contact_error == pytest.approx(0.15, abs=0.02)
+        assert ("contact" in gate_names(int(out.gate))) == shut, "one alone may stand on an edge"
     stage.live(CONTACT_NS // MS + 10)
     assert "contact" not in gate_names(int(stage.step(None).gate))
 
