@@ -408,8 +408,9 @@ def draw(path: Path, examples: Sequence[Example]) -> Path:
             figure.colorbar(shown, ax=panel, shrink=0.7).ax.tick_params(labelsize=6)
         line[0].set_ylabel(f"{example.family} {example.difficulty:g} m\nm ahead", fontsize=8)
     figure.suptitle(
-        "Heights from the pelvis up, in m; error: map above the truth is red; white: what the "
-        "camera sees in this frame; degraded camera, two thirds into a walk", fontsize=9,
+        "Heights from the pelvis up, in m; error: map above the truth is red;\n"
+        "white: what the camera sees in this frame; degraded camera, two thirds into a walk",
+        fontsize=9,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
