@@ -10,8 +10,9 @@ run: $(VENV)/core
 	$(BIN)/plexus run sim $(if $(POLICY),--policy $(POLICY))
 
 # First two tests at a time; then, with a core left to pyright, those that assert times.
-test: $(VENV)/test together
-	$(MAKE) --no-print-directory -j2 check alone
+test: $(VENV)/test
+	@$(MAKE) --no-print-directory together; together=$$?; \
+	$(MAKE) --no-print-directory -j2 check alone && exit $$together
 
 together: $(VENV)/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not acceptance and not alone' -n 2 --dist worksteal

@@ -31,7 +31,6 @@ from robot.runs import shipped_policies
 from robot.topics import make_codecs
 from tests.conftest import ROOT, eventually
 
-pytestmark = pytest.mark.alone
 ROBOT = load_robot("g1")
 CODECS = make_codecs(ROBOT)
 ELBOW = ROBOT.joint_names.index("left_elbow_joint")

@@ -233,6 +233,7 @@ class House:
         self.wish = np.zeros(3)
         self.thread = threading.Thread(target=gamepad_node.main, args=(self.node,))
         self.thread.start()
+        assert eventually(lambda: self.said[:]) == [gamepad_node.NONE]
 
     def turn(self) -> House:
         while message := self.subscriber.receive():
