@@ -432,6 +432,7 @@ def test_samples_of_others_and_replays_never_reach_the_bus(house):
     old = page.clock() - 1500.0
     page.drive(True, x=1.0, seq=8, c=old)
     house.until(lambda: page.you()["refused"] == 3 and other.you()["refused"] == 2)
+    house.until(lambda: house.commands)  # it and the page are told by two ways
     assert [command.velocity.tolist() for command in house.commands] == [[0, 0, 0]]
     assert set(house.asks()) == {Ask.ACQUIRE}
 
