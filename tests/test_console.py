@@ -227,7 +227,7 @@ class Page:
         self.socket: ClientConnection = house.pages.enter_context(connect(
             f"ws://127.0.0.1:{house.port}/ws", origin=house.own,  # type: ignore[arg-type]
             additional_headers={"Cookie": cookie}, max_size=1 << 22, compression=None,
-            close_timeout=1.0,  # of a page that never read what it was sent
+            close_timeout=0.2,  # of a page that never read what it was sent
         ))  # fmt: skip
         self.heard: dict[str, Any] = {}
         self.poses: list[bytes] = []
